@@ -1,0 +1,66 @@
+"""Column names, batch keys, paths and colours that the whole library shares. Imports nothing heavy."""
+
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+# Columns of the retrieval table, see docs/data_format.md
+LABELS_COLUMN = "label"
+PATHS_COLUMN = "path"
+SPLIT_COLUMN = "split"
+IS_QUERY_COLUMN = "is_query"
+IS_GALLERY_COLUMN = "is_gallery"
+CATEGORIES_COLUMN = "category"
+X1_COLUMN = "x_1"
+X2_COLUMN = "x_2"
+Y1_COLUMN = "y_1"
+Y2_COLUMN = "y_2"
+OBLIGATORY_COLUMNS = [LABELS_COLUMN, PATHS_COLUMN, SPLIT_COLUMN, IS_QUERY_COLUMN, IS_GALLERY_COLUMN]
+BBOXES_COLUMNS = [X1_COLUMN, X2_COLUMN, Y1_COLUMN, Y2_COLUMN]
+TRAIN_SPLIT = "train"
+VALIDATION_SPLIT = "validation"
+
+# Keys of a data set's items and of the batches made of them
+INPUT_TENSORS_KEY = "input_tensors"
+LABELS_KEY = "labels"
+IS_QUERY_KEY = "is_query"
+IS_GALLERY_KEY = "is_gallery"
+EMBEDDINGS_KEY = "embeddings"
+CATEGORIES_KEY = "categories"
+PATHS_KEY = "paths"
+X1_KEY = "x1"
+X2_KEY = "x2"
+Y1_KEY = "y1"
+Y2_KEY = "y2"
+INDEX_KEY = "idx"
+OVERALL_CATEGORIES_KEY = "OVERALL"
+
+# Folders
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+CONFIGS_PATH = PROJECT_ROOT / "oml" / "configs"
+
+
+def get_cache_folder() -> Path:
+    """Where OML keeps data sets and weights: ``$XDG_CACHE_HOME/oml``, by default ``~/.cache/oml``."""
+    if platform.system() == "Darwin":
+        return Path.home() / "Library" / "Caches" / "oml"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oml"
+
+
+CACHE_PATH = get_cache_folder()
+TMP_PATH = Path(tempfile.gettempdir())
+CKPT_SAVE_ROOT = CACHE_PATH / "torch" / "checkpoints"
+MOCK_DATASET_PATH = CACHE_PATH / "mock_dataset"
+
+# Images
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+RED, GREEN, BLUE, GRAY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (120, 120, 120)
+IMAGE_EXTENSIONS = ["jpg", "jpeg", "JPG", "JPEG", "png"]
+
+# Logging of pictures
+LOG_IMAGE_FOLDER = "image_logs"
+LOG_TOPK_ROWS_PER_METRIC = 5
+LOG_TOPK_IMAGES_PER_ROW = 5
+N_GT_SHOW_EMBEDDING_METRICS = 2
