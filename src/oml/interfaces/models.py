@@ -1,0 +1,38 @@
+"""What makes embeddings."""
+
+from abc import ABC, abstractmethod
+from difflib import get_close_matches
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+
+class IExtractor(nn.Module, ABC):
+    """A model that maps a batch of inputs to embeddings of shape ``(batch, feat_dim)``."""
+
+    #: name of pretrained weights -> ``{"init_args": {...}}``, the constructor's further arguments
+    pretrained_models: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @property
+    @abstractmethod
+    def feat_dim(self) -> int:
+        """Size of an embedding."""
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Embeddings at inference; the same as :meth:`forward` unless overridden."""
+        return self.forward(x)
+
+    @classmethod
+    def from_pretrained(cls, weights: str) -> Self:
+        """The extractor with pretrained weights, by a name out of ``pretrained_models``.
+
+        Raises:
+            KeyError: if there is no such name; the text lists those there are.
+        """
+        if weights not in cls.pretrained_models:
+            near = get_close_matches(weights, cls.pretrained_models)
+            raise KeyError(
+                f"{cls.__name__} has no pretrained weights {weights!r}{f', did you mean {near[0]!r}' if near else ''}; "
+                f"there are: {', '.join(cls.pretrained_models) or 'none'}."
+            )
+        return cls(weights=weights, **cls.pretrained_models[weights]["init_args"])

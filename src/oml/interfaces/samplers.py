@@ -1,0 +1,16 @@
+"""What forms batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+
+class IBatchSampler(ABC):
+    """Yields lists of data set positions, one list a batch: ``DataLoader(..., batch_sampler=sampler)``."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of one epoch; each call gives another epoch."""

@@ -1,0 +1,19 @@
+"""The hardest triplet of each anchor."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from oml.functional.distances import pairwise_dist
+from oml.functional.triplets import Triplets, hardest_triplets
+from oml.interfaces.miners import ITripletsMinerInBatch
+
+
+class HardTripletsMiner(ITripletsMinerInBatch):
+    """For each anchor its farthest positive and its nearest negative (Hermans et al. 2017, "batch hard").
+
+    Anchors keep the order of the batch; those without a positive or a negative are left out.
+    """
+
+    def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
+        """Positions of one triplet per anchor, by the L2 distances of ``features``."""
+        return hardest_triplets(pairwise_dist(features, features), labels)
