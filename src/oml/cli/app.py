@@ -1,0 +1,68 @@
+"""Entry point: the commands, and how their errors reach a person."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+import oml
+from oml.cli.demo import demo
+
+app = typer.Typer(
+    name="oml",
+    help="Train, validate, search and ship models that produce embeddings.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"oml {oml.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of all commands; main() looks at --debug itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves with 0, with 2 if the command was not understood, with 1 if it failed."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        code = app(args=arguments, prog_name="oml", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(_say("stopped"))
+    except click.ClickException as error:
+        if debug:
+            raise
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "oml"
+        _say(f"{error.format_message()} See {command} --help.")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("stopped.")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"{_one_line(error)} (--debug shows where)")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    expected = isinstance(error, OSError | ValueError | TypeError | KeyError | ModuleNotFoundError)
+    return text if expected and text else f"{type(error).__name__}: {text}"
+
+
+def _say(message: str) -> None:
+    print(f"oml: {message}", file=sys.stderr)  # noqa: T201 (this is where errors go)

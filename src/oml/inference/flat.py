@@ -1,0 +1,58 @@
+"""Embeddings of whole data sets."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from oml.const import INPUT_TENSORS_KEY
+from oml.interfaces.models import IExtractor
+
+
+@torch.no_grad()
+def extract_embeddings(
+    extractor: IExtractor,
+    dataset: Dataset,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "item dim"]:
+    """The embedding of every item, in the order of the data set, on the CPU.
+
+    Computed on the device of the extractor's parameters and in its evaluation mode, which is undone afterwards.
+
+    Args:
+        extractor: its ``extract`` is called on batches.
+        dataset: items are dicts with the input under ``dataset.input_tensors_key``, ``"input_tensors"`` if it has
+            no such attribute.
+        batch_size: items at a time; it does not change the result but for rounding.
+        num_workers: processes that read the items.
+        on_progress: called with the items done and the items in all, after every batch.
+
+    Raises:
+        ValueError: if the data set is empty.
+    """
+    total = len(dataset)  # pyright: ignore[reportArgumentType]
+    if total == 0:
+        raise ValueError("extract_embeddings needs a data set with at least one item.")
+    key = getattr(dataset, "input_tensors_key", INPUT_TENSORS_KEY)
+    device = next((parameter.device for parameter in extractor.parameters()), torch.device("cpu"))
+    embeddings: Tensor | None = None
+    done = 0
+    was_training = extractor.training
+    extractor.eval()
+    try:
+        for batch in DataLoader(dataset, batch_size=batch_size, num_workers=num_workers):
+            part = extractor.extract(batch[key].to(device)).cpu()
+            if embeddings is None:
+                embeddings = part.new_empty((total, part.shape[1]))
+            embeddings[done : done + len(part)] = part
+            done += len(part)
+            if on_progress is not None:
+                on_progress(done, total)
+    finally:
+        extractor.train(was_training)
+    assert embeddings is not None, "a data set with items gives batches"
+    return embeddings

@@ -1,0 +1,120 @@
+"""Metrics over whole validation epochs under Lightning."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from oml.const import LOG_IMAGE_FOLDER
+from oml.interfaces.metrics import IBasicMetric, IMetricVisualisable
+
+
+class MetricValCallback(pl.Callback):
+    """Feeds what validation steps return to a metric and logs it, as ``OVERALL/cmc/1`` and the like.
+
+    The metric is computed with the last batch, so callbacks that watch it, such as ``ModelCheckpoint``, find it.
+    Lightning's sanity check before training is passed over: it sees a part of the data only.
+
+    Args:
+        metric: what to compute.
+        log_images: log the metric's pictures, under ``image_logs/<title>``; needs a metric that can draw and a
+            ``TensorBoardLogger``.
+        loader_idx: which of several validation loaders to look at.
+        samples_in_getitem: items in one entry of the data set: 1, 2 for pairs, 3 for triplets.
+    """
+
+    def __init__(
+        self, metric: IBasicMetric, log_images: bool = False, loader_idx: int = 0, samples_in_getitem: int = 1
+    ) -> None:
+        if log_images and not (isinstance(metric, IMetricVisualisable) and metric.ready_to_visualize()):
+            raise ValueError(
+                f"MetricValCallback needs a metric that is ready to draw for log_images=True; {type(metric).__name__} "
+                "is not. EmbeddingMetrics needs 'paths' among its extra_keys."
+            )
+        self.metric = metric
+        self.log_images = log_images
+        self.loader_idx = loader_idx
+        self.samples_in_getitem = samples_in_getitem
+        self._expected = 0
+        self._collected = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out before the first epoch whether images can be logged."""
+        if self.log_images and not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            names = [type(logger).__name__ for logger in trainer.loggers]
+            raise ValueError(f"MetricValCallback logs images to a TensorBoardLogger, the trainer has {names}.")
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start afresh with the first batch."""
+        if trainer.sanity_checking or dataloader_idx != self.loader_idx or batch_idx != 0:
+            return
+        loaders = trainer.val_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
+        self._expected = self.samples_in_getitem * len(loader.dataset)  # pyright: ignore[reportOptionalMemberAccess]
+        self._collected = 0
+        self.metric.setup(num_samples=self._expected)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take in a batch; compute and log with the last one."""
+        if trainer.sanity_checking or dataloader_idx != self.loader_idx:
+            return
+        self._collected += len(next(iter(outputs.values())))
+        if self._collected > self._expected:
+            self._raise_on_count()
+        self.metric.update_data(outputs)
+        if self._collected == self._expected:
+            self.calc_and_log_metrics(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure that all items came."""
+        if not trainer.sanity_checking and self._collected != self._expected:
+            self._raise_on_count()
+
+    def calc_and_log_metrics(self, pl_module: pl.LightningModule) -> None:
+        """Compute the metric and log its values, and its pictures if asked to."""
+        values = dict(_flat(self.metric.compute_metrics()))
+        pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=True, batch_size=1)
+        if self.log_images:
+            assert isinstance(self.metric, IMetricVisualisable), "the constructor checks it"
+            for figure, title in zip(*self.metric.visualize(), strict=True):
+                self._log_figure(pl_module.trainer, figure, title)
+
+    def _log_figure(self, trainer: pl.Trainer, figure: Figure, title: str) -> None:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = np.asarray(canvas.buffer_rgba())[..., :3]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(
+                    f"{LOG_IMAGE_FOLDER}/{title}", image, trainer.current_epoch, dataformats="HWC"
+                )
+
+    def _raise_on_count(self) -> None:
+        raise ValueError(
+            f"{type(self.metric).__name__} expected {self._expected} items in the validation epoch and "
+            f"{self._collected} came. Check samples_in_getitem ({self.samples_in_getitem}: items in one entry of the "
+            "data set), and that the trainer limits neither limit_val_batches nor overfit_batches, and that "
+            "drop_last is off: metrics over a part of the data would mislead."
+        )
+
+
+def _flat(metrics: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,98 @@
+"""Training an extractor under Lightning."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
+from oml.interfaces.models import IExtractor
+
+
+class ExtractorModule(pl.LightningModule):
+    """An extractor, its loss and its optimizer.
+
+    Training steps log ``<criterion_name>_loss`` (``loss`` if the criterion has no name) by step and epoch, the
+    criterion's ``last_logs`` and, with a scheduler, the learning rate ``lr`` by step. Validation and prediction
+    steps return their batch with the embeddings added, which :class:`MetricValCallback` takes up.
+
+    Args:
+        extractor: makes the embeddings; checkpoints hold its weights under ``model.``.
+        criterion: loss of embeddings and labels; needed to train.
+        optimizer: needed to train.
+        scheduler: of the learning rate.
+        scheduler_interval: when it steps, ``step`` or ``epoch``.
+        scheduler_frequency: after how many of these.
+        input_tensors_key, labels_key, embeddings_key: entries of a batch.
+        scheduler_monitor_metric: what a scheduler such as ``ReduceLROnPlateau`` watches.
+    """
+
+    def __init__(
+        self,
+        extractor: IExtractor,
+        criterion: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        scheduler_interval: str = "step",
+        scheduler_frequency: int = 1,
+        input_tensors_key: str = INPUT_TENSORS_KEY,
+        labels_key: str = LABELS_KEY,
+        embeddings_key: str = EMBEDDINGS_KEY,
+        scheduler_monitor_metric: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = extractor
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.scheduler_frequency = scheduler_frequency
+        self.input_tensors_key = input_tensors_key
+        self.labels_key = labels_key
+        self.embeddings_key = embeddings_key
+        self.monitor_metric = scheduler_monitor_metric
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings."""
+        return self.model(x)
+
+    def training_step(self, batch: dict[str, Any], *_: Any) -> Tensor:
+        """The loss of a batch."""
+        if self.criterion is None:
+            raise ValueError("ExtractorModule needs a criterion to train; it was built without one.")
+        embeddings = self.model(batch[self.input_tensors_key])
+        loss = self.criterion(embeddings, batch[self.labels_key])
+
+        prefix = f"{name}_" if (name := getattr(self.criterion, "criterion_name", "")) else ""
+        size = len(embeddings)
+        self.log(f"{prefix}loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        if logs := getattr(self.criterion, "last_logs", None):
+            self.log_dict(logs, on_step=True, on_epoch=False, batch_size=size)
+        if self.scheduler is not None:
+            self.log("lr", self.scheduler.get_last_lr()[0], prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], *_: Any) -> dict[str, Any]:
+        """The batch and its embeddings."""
+        return {**batch, self.embeddings_key: self.model.extract(batch[self.input_tensors_key])}
+
+    def predict_step(self, batch: dict[str, Any], *_: Any) -> dict[str, Any]:
+        """The batch and its embeddings."""
+        return self.validation_step(batch)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with the scheduler if there is one."""
+        if self.optimizer is None:
+            raise ValueError("ExtractorModule needs an optimizer to train; it was built without one.")
+        if self.scheduler is None:
+            return self.optimizer
+        scheduler = {
+            "scheduler": self.scheduler,
+            "interval": self.scheduler_interval,
+            "frequency": self.scheduler_frequency,
+        }
+        if self.monitor_metric is not None:
+            scheduler["monitor"] = self.monitor_metric
+        return {"optimizer": self.optimizer, "lr_scheduler": scheduler}

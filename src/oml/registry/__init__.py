@@ -1,0 +1,28 @@
+"""What a config can name, one table a kind; each takes entries of your own by assignment."""
+
+from oml.registry.losses import LOSSES_REGISTRY
+from oml.registry.miners import MINERS_REGISTRY
+from oml.registry.models import EXTRACTORS_REGISTRY
+from oml.registry.optimizers import OPTIMIZERS_REGISTRY
+from oml.registry.samplers import SAMPLERS_REGISTRY
+from oml.registry.transforms import TRANSFORMS_REGISTRY
+
+#: folder of packaged configs -> the registry that builds them
+REGISTRIES = {
+    "criterion": LOSSES_REGISTRY,
+    "extractor": EXTRACTORS_REGISTRY,
+    "miner": MINERS_REGISTRY,
+    "optimizer": OPTIMIZERS_REGISTRY,
+    "sampler": SAMPLERS_REGISTRY,
+    "transforms": TRANSFORMS_REGISTRY,
+}
+
+__all__ = [
+    "EXTRACTORS_REGISTRY",
+    "LOSSES_REGISTRY",
+    "MINERS_REGISTRY",
+    "OPTIMIZERS_REGISTRY",
+    "REGISTRIES",
+    "SAMPLERS_REGISTRY",
+    "TRANSFORMS_REGISTRY",
+]

@@ -1,0 +1,26 @@
+"""Losses by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner
+from oml.registry.miners import MINERS_REGISTRY
+from oml.registry.registry import Registry
+
+LOSSES_REGISTRY = Registry(
+    "criterion",
+    {"triplet": TripletLoss, "triplet_plain": TripletLossPlain, "triplet_with_miner": TripletLossWithMiner},
+    nested={"miner": MINERS_REGISTRY},
+)
+
+
+def get_criterion(name: str, **kwargs: Any) -> nn.Module:
+    """A loss by its name and arguments; a miner may be given as a config."""
+    return LOSSES_REGISTRY.build({"name": name, "args": kwargs})
+
+
+def get_criterion_by_cfg(cfg: Mapping[str, Any], **kwargs_runtime: Any) -> nn.Module:
+    """The loss that ``{name, args}`` describes; what is offered at run time goes to a loss that asks for it."""
+    return LOSSES_REGISTRY.build(cfg, **kwargs_runtime)

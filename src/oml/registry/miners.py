@@ -1,0 +1,21 @@
+"""Miners by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from oml.interfaces.miners import ITripletsMiner
+from oml.miners.inbatch_all_tri import AllTripletsMiner
+from oml.miners.inbatch_hard_tri import HardTripletsMiner
+from oml.registry.registry import Registry
+
+MINERS_REGISTRY = Registry("miner", {"all_triplets": AllTripletsMiner, "hard_triplets": HardTripletsMiner})
+
+
+def get_miner(miner_name: str, **kwargs: Any) -> ITripletsMiner:
+    """A miner by its name and arguments."""
+    return MINERS_REGISTRY.build({"name": miner_name, "args": kwargs})
+
+
+def get_miner_by_cfg(cfg: Mapping[str, Any]) -> ITripletsMiner:
+    """The miner that ``{name, args}`` describes."""
+    return MINERS_REGISTRY.build(cfg)
