@@ -2,9 +2,12 @@
 
 from abc import ABC, abstractmethod
 from difflib import get_close_matches
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+
+
+TExtractor = TypeVar("TExtractor", bound="IExtractor")
 
 
 class IExtractor(nn.Module, ABC):
@@ -23,7 +26,7 @@ class IExtractor(nn.Module, ABC):
         return self.forward(x)
 
     @classmethod
-    def from_pretrained(cls, weights: str) -> Self:
+    def from_pretrained(cls: type[TExtractor], weights: str) -> TExtractor:
         """The extractor with pretrained weights, by a name out of ``pretrained_models``.
 
         Raises:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: category -> metric -> k (or share of variance) -> value
-TMetricsDict_ByLabels = dict[str | int, dict[str, dict[float, Tensor]]]
+TMetricsDict_ByLabels = dict[str | int, dict[str, dict[int | float, Tensor]]]
 
 
 class EmbeddingMetrics(IMetricVisualisable):
@@ -171,7 +171,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             on_missing=self.on_missing,
         )
 
-    def _per_query(self, results: RetrievalResults) -> dict[str, dict[float, Tensor]]:
+    def _per_query(self, results: RetrievalResults) -> dict[str, dict[int | float, Tensor]]:
         values = {
             "cmc": {k: cmc_at_k(results.is_relevant, k) for k in self.cmc_top_k},
             "precision": {k: precision_at_k(results.is_relevant, results.n_relevant, k) for k in self.precision_top_k},
@@ -249,7 +249,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             return None
         return torch.stack([torch.as_tensor(self.acc.storage[key]) for key in keys], dim=1)
 
-    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, float]]]:
+    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, int | float]]]:
         """``OVERALL/map/5`` and its parts, for all metrics."""
         for category, by_metric in self.metrics.items():
             for metric, by_k in by_metric.items():

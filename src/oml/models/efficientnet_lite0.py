@@ -15,7 +15,8 @@ _FILE = "models/efficientnet-lite0-57934424.pth"
 def packaged_efficientnet_lite0() -> nn.Module:
     """timm's ``efficientnet_lite0``, 1000-class head included, with the weights of the extra ``demo``.
 
-    The package names its 296 tensors after another code base, but in the order of timm's.
+    The package names its 296 tensors after another code base, but in the order of timm's. They were trained on
+    pixels normalised by ``mean = 127 / 255`` and ``std = 128 / 255`` in every channel.
 
     Raises:
         ModuleNotFoundError: if the package is not installed; the text names the extra.

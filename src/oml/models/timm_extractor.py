@@ -26,7 +26,6 @@ class TimmExtractor(IExtractor):
     Attributes:
         model: timm's module. Convolutional ones are about twice as fast on a CPU after
             ``extractor.to(memory_format=torch.channels_last)``.
-        mean, std: of the pixels that the backbone was trained on.
     """
 
     pretrained_models: ClassVar[dict[str, dict[str, Any]]] = {
@@ -36,10 +35,8 @@ class TimmExtractor(IExtractor):
     def __init__(self, weights: str | Path | None, arch: str, normalise_features: bool = False) -> None:
         super().__init__()
         if not timm.is_model(arch):
-            near = get_close_matches(arch, timm.list_models(), n=3)
-            raise ValueError(
-                f"timm has no architecture {arch!r}{f'; did you mean {" or ".join(near)}?' if near else '.'}"
-            )
+            near = " or ".join(get_close_matches(arch, timm.list_models(), n=3))
+            raise ValueError(f"timm has no architecture {arch!r}{f'; did you mean {near}?' if near else '.'}")
         if weights in self.pretrained_models:
             if arch != (own := self.pretrained_models[str(weights)]["init_args"]["arch"]):
                 raise ValueError(f"The weights {weights!r} are of the architecture {own!r}, got arch={arch!r}.")
@@ -51,9 +48,6 @@ class TimmExtractor(IExtractor):
                 load_weights(self.model, weights)
         self.arch = arch
         self.normalise_features = normalise_features
-        config = timm.data.resolve_model_data_config(self.model)
-        self.mean: tuple[float, ...] = config["mean"]
-        self.std: tuple[float, ...] = config["std"]
 
     @property
     def feat_dim(self) -> int:

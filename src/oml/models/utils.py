@@ -50,7 +50,7 @@ def select_state(checkpoint: Mapping[str, Tensor], needed: Iterable[str]) -> TSt
     rarest = min(needed, key=lambda name: len(ends[name]) or len(checkpoint) + 1)
     prefixes = [key.removesuffix(rarest) for key in ends[rarest]] or [""]
     missing = {prefix: [name for name in needed if prefix + name not in checkpoint] for prefix in prefixes}
-    best = min(missing, key=lambda prefix: len(missing[prefix]))
+    best = min(missing, key=lambda prefix: (len(missing[prefix]), len(prefix)))
     if lacking := missing[best]:
         raise ValueError(
             f"The checkpoint lacks {len(lacking)} of the {len(needed)} tensors that are needed, such as {lacking[:3]}; "

@@ -28,6 +28,6 @@ def get_transforms(name: str, **kwargs: Any) -> Compose:
     return TRANSFORMS_REGISTRY.build({"name": name, "args": kwargs})
 
 
-def get_transforms_by_cfg(cfg: Mapping[str, Any], **kwargs_runtime: Any) -> Compose:
-    """The set of transforms that ``{name, args}`` describes; ``mean`` and ``std`` may be offered at run time."""
-    return TRANSFORMS_REGISTRY.build(cfg, **kwargs_runtime)
+def get_transforms_by_cfg(cfg: Mapping[str, Any]) -> Compose:
+    """The set of transforms that ``{name, args}`` describes."""
+    return TRANSFORMS_REGISTRY.build(cfg)

@@ -98,7 +98,7 @@ def demo_pipeline(
             data_root, image_size=config.image_size, n_labels=config.n_labels, on_progress=on_progress
         )
     extractor = _extractor(config)
-    transform = get_transforms_by_cfg(config.transforms, mean=extractor.mean, std=extractor.std)
+    transform = get_transforms_by_cfg(config.transforms)
     df_train, df_held_out = _hold_out(df_train, config.n_labels_held_out, config.seed)
     train = DatasetWithLabels(df_train, dataset_root=root, transform=transform)
     held_out = DatasetQueryGallery(df_held_out, dataset_root=root, transform=transform)

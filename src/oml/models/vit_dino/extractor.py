@@ -63,7 +63,7 @@ class ViTExtractor(IExtractor):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
         """Embeddings of normalised images."""
         if self.mscale:
-            scales = (1, 2**-0.5, 0.5)
+            scales = (1.0, 2**-0.5, 0.5)
             embeddings = torch.stack([self._embed(_scaled(x, scale)) for scale in scales]).mean(dim=0)
         else:
             embeddings = self._embed(x)

@@ -1,0 +1,76 @@
+"""Pictures of what was retrieved. Matplotlib is loaded when one is drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from oml.const import BLUE, GRAY, GREEN, N_GT_SHOW_EMBEDDING_METRICS, RED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from oml.retrieval.results import RetrievalResults
+
+
+def draw_queries(
+    results: "RetrievalResults",
+    paths: Sequence[str | Path],
+    rows: Sequence[int],
+    n_instances: int,
+    n_gt: int = N_GT_SHOW_EMBEDDING_METRICS,
+    boxes: Float[Tensor, "item 4"] | Int[Tensor, "item 4"] | None = None,
+) -> "Figure":
+    """A row of images per query: the query, its ``n_instances`` nearest galleries, up to ``n_gt`` right answers.
+
+    A right answer has a green frame and a check mark, a wrong one a red frame and a cross.
+
+    Args:
+        results: what was found.
+        paths: of the images of all items of the data set.
+        rows: which queries, by their row in the results.
+        n_instances: how many of the retrieved items to draw.
+        n_gt: how many of the right answers to draw at the end.
+        boxes: x1, y1, x2, y2 of the part of each image to draw.
+    """
+    from matplotlib.figure import Figure
+
+    n_columns = 1 + n_instances + n_gt
+    figure = Figure(figsize=(16, 16 / n_columns * len(rows) * 1.25), layout="constrained")
+    grid = figure.subplots(len(rows), n_columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+
+    def show(axes: "Axes", item: int, title: str, colour: tuple[int, int, int]) -> None:
+        with Image.open(paths[item]) as image:
+            shown = image.convert("RGB")
+        if boxes is not None:
+            x1, y1, x2, y2 = (int(side) for side in boxes[item].tolist())
+            shown = shown.crop((x1, y1, x2, y2))
+        axes.set_axis_on()
+        axes.imshow(shown)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=9)
+        for spine in axes.spines.values():
+            spine.set(color=[channel / 255 for channel in colour], linewidth=4)
+
+    for row, line in zip(rows, grid, strict=True):
+        gt_ids = results.gt_ids(row).tolist()
+        show(line[0], int(results.query_ids[row]), f"query\n{len(gt_ids)} to find", BLUE)
+        retrieved = zip(
+            results.retrieved_ids[row].tolist(),
+            results.distances[row].tolist(),
+            results.is_relevant[row].tolist(),
+            strict=True,
+        )
+        for rank, (item, distance, is_right) in enumerate(list(retrieved)[:n_instances], start=1):
+            if item >= 0:
+                title = f"{rank} {'✓ right' if is_right else '✗ wrong'}\n{distance:.3f}"
+                show(line[rank], item, title, GREEN if is_right else RED)
+        for axes, item in zip(line[1 + n_instances :], gt_ids[:n_gt], strict=False):
+            show(axes, item, "ground truth\n", GRAY)
+    return figure

@@ -1,0 +1,27 @@
+"""Every registry entry has a packaged config from which it is built."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from oml.const import CONFIGS_PATH
+from oml.registry import REGISTRIES
+
+ENTRIES = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry]
+OFFERS = {"sampler": {"labels": np.repeat(np.arange(6), 3)}, "optimizer": {"params": [torch.zeros(1)]}}
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_packaged_config_builds(kind: str, name: str) -> None:
+    config = OmegaConf.load(CONFIGS_PATH / kind / f"{name}.yaml")
+    assert config.name == name
+    built = REGISTRIES[kind].build(config, **OFFERS.get(kind, {}))
+    constructor = REGISTRIES[kind][name]
+    if isinstance(constructor, type):
+        assert type(built) is constructor
+
+
+def test_no_config_without_an_entry() -> None:
+    files = {(path.parent.name, path.stem) for path in CONFIGS_PATH.glob("*/*.yaml") if path.parent.name != "recipes"}
+    assert files == set(ENTRIES)

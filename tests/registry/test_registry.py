@@ -1,0 +1,57 @@
+from collections.abc import Mapping
+
+import pytest
+from omegaconf import OmegaConf
+
+from oml.registry.registry import Registry
+
+
+class Inner:
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+class Outer:
+    def __init__(self, margin: float, inner: Inner | None = None, labels: tuple = ()) -> None:
+        self.margin, self.inner, self.labels = margin, inner, labels
+
+
+INNER = Registry("inner", {"small": Inner})
+OUTER = Registry("outer", {"outer": Outer}, nested={"inner": INNER})
+CONFIG = {"name": "outer", "args": {"margin": 0.5, "inner": {"name": "small", "args": {"size": 3}}}}
+
+
+@pytest.mark.parametrize("config", [CONFIG, OmegaConf.create(CONFIG)])
+def test_a_config_is_the_constructor_call(config: Mapping) -> None:
+    built = OUTER.build(config, labels=(1, 2), parameters="not asked for")
+    assert (built.margin, built.inner.size, built.labels) == (0.5, 3, (1, 2))
+    assert CONFIG["args"]["inner"]["name"] == "small"  # the config is as it was
+
+
+def test_args_may_be_absent() -> None:
+    assert INNER.build({"name": "small"}).size == INNER.build({"name": "small", "args": None}).size == 1
+
+
+def test_an_unknown_name_has_a_hint() -> None:
+    with pytest.raises(KeyError, match="No inner is called 'smal'; did you mean small"):
+        INNER.build({"name": "smal"})
+    with pytest.raises(KeyError, match="No inner is called 'zzz'; there are small"):
+        INNER.build({"name": "zzz"})
+
+
+def test_an_unknown_argument_has_a_hint() -> None:
+    """The described system drops such keys in silence, so a typo trains with the default."""
+    with pytest.raises(ValueError, match=r"The outer 'outer' has no argument 'margn': did you mean margin\?"):
+        OUTER.build({"name": "outer", "args": {"margn": 0.5}})
+
+
+def test_a_config_of_another_shape() -> None:
+    for config in ({"args": {}}, {"name": "small", "margin": 1}):
+        with pytest.raises(ValueError, match="needs a name and may have args"):
+            INNER.build(config)
+
+
+def test_users_add_their_own() -> None:
+    registry = Registry("inner", {})
+    registry["mine"] = Inner
+    assert registry.build({"name": "mine"}).size == 1

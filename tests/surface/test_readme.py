@@ -1,0 +1,29 @@
+"""The Python code of README.md runs as it stands, each block in a process and a folder of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = dict(re.findall(r"\[comment\]:([\w-]+)-start\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
+
+
+def test_all_blocks_are_found() -> None:
+    assert len(BLOCKS) == README.read_text().count("```python")
+    assert {"vanilla-train", "vanilla-validation", "lightning"} <= set(BLOCKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_runs(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(BLOCKS[name])
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
