@@ -38,7 +38,7 @@ format: $(VENV)/.installed-dev  ## ruff: mend what can be mended
 	$(BIN)/ruff format
 
 types: $(VENV)/.installed-dev  ## pyright
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.installed-dev  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -1,7 +1,6 @@
 """Fixtures that many tests share."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ os.environ["XDG_CACHE_HOME"] = "/nonexistent/oml-tests-must-name-their-folders"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> Iterator[None]:
+def _two_threads() -> None:
     torch.set_num_threads(2)
-    yield
 
 
 @pytest.fixture

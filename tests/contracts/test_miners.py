@@ -23,9 +23,7 @@ def position(points: Tensor, row: Tensor) -> int:
 
 
 def test_triplets_are_valid(miner: ITripletsMinerInBatch) -> None:
-    anchor, positive, negative = (
-        [position(POINTS, row) for row in rows] for rows in miner.sample(POINTS, LABELS)
-    )
+    anchor, positive, negative = ([position(POINTS, row) for row in rows] for rows in miner.sample(POINTS, LABELS))
     assert set(anchor) == set(range(len(LABELS)))  # none is missing
     for a, p, n in zip(anchor, positive, negative, strict=True):
         assert a != p

@@ -88,7 +88,9 @@ def test_keys_can_be_renamed(df: DataFrame, root: Path) -> None:
 def test_roles_are_bools(df: DataFrame, root: Path) -> None:
     ds = DatasetQueryGallery(df, dataset_root=root)
     assert [(ds[i]["is_query"], ds[i]["is_gallery"]) for i in range(3)] == [(True, False), (False, True), (True, True)]
-    batch = next(iter(DataLoader(DatasetQueryGallery(df.iloc[:2].drop(columns=["x_1"]), dataset_root=root), batch_size=2)))
+    batch = next(
+        iter(DataLoader(DatasetQueryGallery(df.iloc[:2].drop(columns=["x_1"]), dataset_root=root), batch_size=2))
+    )
     assert batch["is_query"].dtype == torch.bool
     assert batch["labels"].tolist() == [5, 5]
     assert batch["categories"] == ["a", "a"]

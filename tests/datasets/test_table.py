@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from pandas import DataFrame
 
-from oml.datasets.table import TableError, check_retrieval_dataframe_format, inspect_table
+from oml.datasets.table import check_retrieval_dataframe_format, inspect_table
 from oml.utils import dataframe_format
 
 
@@ -67,16 +67,31 @@ def test_the_caller_keeps_the_table(table: DataFrame, root: Path) -> None:
 BREAKS = {
     "no column": (lambda t: t.drop(columns="split"), r"columns \['split'\] are missing"),
     "split": (lambda t: t.assign(split=["test", *t.split[1:]]), r"split must be .* row 0 with \['test'\]"),
-    "query on train": (lambda t: t.assign(is_query=[True, *t.is_query[1:]]), r"is_query must be empty in train .* row 0"),
-    "gallery on train": (lambda t: t.assign(is_gallery=[False, *t.is_gallery[1:]]), r"is_gallery must be empty in train"),
-    "text role": (lambda t: t.assign(is_query=[*t.is_query[:7], "True"]), r"is_query must be true or false.*\['True'\]"),
-    "number role": (lambda t: t.assign(is_gallery=[*t.is_gallery[:7], 123]), r"is_gallery must be true or false.*\[123\]"),
+    "query on train": (
+        lambda t: t.assign(is_query=[True, *t.is_query[1:]]),
+        r"is_query must be empty in train .* row 0",
+    ),
+    "gallery on train": (
+        lambda t: t.assign(is_gallery=[False, *t.is_gallery[1:]]),
+        r"is_gallery must be empty in train",
+    ),
+    "text role": (
+        lambda t: t.assign(is_query=[*t.is_query[:7], "True"]),
+        r"is_query must be true or false.*\['True'\]",
+    ),
+    "number role": (
+        lambda t: t.assign(is_gallery=[*t.is_gallery[:7], 123]),
+        r"is_gallery must be true or false.*\[123\]",
+    ),
     "empty role": (lambda t: t.assign(is_query=[*t.is_query[:7], None]), r"is_query must be true or false.* row 7"),
     "no role": (
         lambda t: t.assign(is_query=[*t.is_query[:7], False], is_gallery=[*t.is_gallery[:7], False]),
         r"neither is row 7",
     ),
-    "no gallery": (lambda t: t.assign(is_gallery=[*t.is_gallery[:6], False, False]), r"every query .* rows 6, 7 with \[3, 3\]"),
+    "no gallery": (
+        lambda t: t.assign(is_gallery=[*t.is_gallery[:6], False, False]),
+        r"every query .* rows 6, 7 with \[3, 3\]",
+    ),
     "float label": (lambda t: t.assign(label=t.label.astype(float)), r"whole numbers \(int64\); it is of type float64"),
     "text label": (lambda t: t.assign(label=t.label.astype(str)), r"whole numbers \(int64\)"),
     "no file": (lambda t: t.assign(path=["x.jpg", *t.path[1:]]), r"there is none for row 0 with \['x.jpg'\]"),
@@ -113,7 +128,7 @@ def test_the_first_rows_and_their_number_are_named(root: Path) -> None:
 def test_what_is_seldom_meant_is_remarked(table: DataFrame, root: Path) -> None:
     table["label"] = [0, 0, 2, 9, 2, 2, 3, 3]
     table["category"] = ["a", "b", *table.category[2:]]
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="labels") as caught:
         check_retrieval_dataframe_format(table, root)
     text = "\n".join(str(warning.message) for warning in caught)
     assert "1 labels occur in train and in validation, such as [2]" in text
@@ -124,7 +139,9 @@ def test_what_is_seldom_meant_is_remarked(table: DataFrame, root: Path) -> None:
         check_retrieval_dataframe_format(table, root, verbose=False)
 
 
-def test_relative_paths_refer_to_the_working_directory(table: DataFrame, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_refer_to_the_working_directory(
+    table: DataFrame, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root)
     check_retrieval_dataframe_format(table)
 

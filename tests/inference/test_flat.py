@@ -33,7 +33,9 @@ def dataset(mock_root: Path) -> DatasetWithLabels:
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (7, 0), (100, 0), (7, 1)])
 def test_rows_follow_the_data_set(dataset: DatasetWithLabels, batch_size: int, num_workers: int) -> None:
     calls: list[tuple[int, int]] = []
-    embeddings = extract_embeddings(Mean(), dataset, batch_size, num_workers, on_progress=lambda *call: calls.append(call))
+    embeddings = extract_embeddings(
+        Mean(), dataset, batch_size, num_workers, on_progress=lambda *call: calls.append(call)
+    )
     expected = torch.stack([dataset[i]["x"].mean(dim=(1, 2)) for i in range(len(dataset))])
     torch.testing.assert_close(embeddings, expected)
     assert not embeddings.requires_grad

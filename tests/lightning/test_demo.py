@@ -34,7 +34,15 @@ def report(data: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoReport:
 
 @pytest.mark.slow
 def test_every_promised_file_is_there(report: DemoReport) -> None:
-    assert set(report.files) == {"config", "checkpoint", "metrics", "embeddings", "worst queries", "training log", "data set"}
+    assert set(report.files) == {
+        "config",
+        "checkpoint",
+        "metrics",
+        "embeddings",
+        "worst queries",
+        "training log",
+        "data set",
+    }
     run = report.files["config"].parent
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "best.ckpt", "metrics.json", "embeddings.safetensors", "worst_queries.png", "training",

@@ -100,7 +100,9 @@ def test_validation_agrees_with_a_plain_loop(val_loader: DataLoader, tmp_path: P
         for batch in val_loader:
             plain.update_data({**batch, "embeddings": pl_module.model(batch["input_tensors"])})
     plain.compute_metrics()
-    logged = trainer(tmp_path, callbacks=[MetricValCallback(metric())]).validate(pl_module, val_loader, verbose=False)[0]
+    logged = trainer(tmp_path, callbacks=[MetricValCallback(metric())]).validate(pl_module, val_loader, verbose=False)[
+        0
+    ]
     assert logged["OVERALL/map/5"] == pytest.approx(plain.metrics["OVERALL"]["map"][5].item())
     assert logged["OVERALL/pcf/0.5"] == pytest.approx(plain.metrics["OVERALL"]["pcf"][0.5].item())
 
@@ -125,12 +127,14 @@ def test_a_part_of_the_data_is_an_error(val_loader: DataLoader, tmp_path: Path) 
         )
 
 
-def test_the_best_checkpoint_is_found_and_loads(train_loader: DataLoader, val_loader: DataLoader, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_found_and_loads(
+    train_loader: DataLoader, val_loader: DataLoader, tmp_path: Path
+) -> None:
     checkpoints = ModelCheckpoint(tmp_path, filename="best", monitor="OVERALL/cmc/1", mode="max")
     pl_module = module()
-    trainer(tmp_path, callbacks=[MetricValCallback(metric()), checkpoints], enable_checkpointing=True, max_epochs=1).fit(
-        pl_module, train_loader, val_loader
-    )
+    trainer(
+        tmp_path, callbacks=[MetricValCallback(metric()), checkpoints], enable_checkpointing=True, max_epochs=1
+    ).fit(pl_module, train_loader, val_loader)
     assert checkpoints.best_model_path == str(tmp_path / "best.ckpt")
     extractor = Tiny()
     load_weights(extractor, tmp_path / "best.ckpt")

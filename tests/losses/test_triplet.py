@@ -102,7 +102,9 @@ def test_with_miner_is_the_mean_over_all_triplets() -> None:
 
 @pytest.mark.parametrize("miner", [AllTripletsMiner(), HardTripletsMiner()])
 @pytest.mark.parametrize("margin", [None, 0.2])
-def test_a_batch_without_triplets_costs_nothing(miner: AllTripletsMiner | HardTripletsMiner, margin: float | None) -> None:
+def test_a_batch_without_triplets_costs_nothing(
+    miner: AllTripletsMiner | HardTripletsMiner, margin: float | None
+) -> None:
     x = torch.randn(4, 3, requires_grad=True)
     criterion = TripletLossWithMiner(margin, miner, need_logs=True)
     loss = criterion(x, torch.zeros(4, dtype=torch.long))

@@ -65,7 +65,9 @@ def test_labels_left_out_differ_between_epochs() -> None:
     assert set(seen) == set(range(5))
 
 
-@pytest.mark.parametrize(("n_labels", "n_instances", "text"), [(1, 2, "n_labels"), (4, 2, "n_labels"), (2, 1, "n_instances")])
+@pytest.mark.parametrize(
+    ("n_labels", "n_instances", "text"), [(1, 2, "n_labels"), (4, 2, "n_labels"), (2, 1, "n_instances")]
+)
 def test_bad_arguments(n_labels: int, n_instances: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         BalanceSampler([0, 0, 1, 1, 2, 2], n_labels, n_instances)

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from oml.samplers.instances import draw_instances
 
 
-@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=20), n_instances=st.integers(1, 6), seed=st.integers(0, 99))
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=20), n_instances=st.integers(1, 6), seed=st.integers(0, 99)
+)
 def test_instances_are_distinct_or_all_of_the_label(counts: list[int], n_instances: int, seed: int) -> None:
     picked = draw_instances(np.array(counts), n_instances, np.random.default_rng(seed))
     for count, row in zip(counts, picked.tolist(), strict=True):

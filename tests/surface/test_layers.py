@@ -61,7 +61,17 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
     if room != "lightning":
         assert "pytorch_lightning" not in packages
     if room == "functional":
-        assert packages <= {"torch", "jaxtyping", "oml", "collections", "typing", "math", "contextlib", "itertools", "warnings"}
+        assert packages <= {
+            "torch",
+            "jaxtyping",
+            "oml",
+            "collections",
+            "typing",
+            "math",
+            "contextlib",
+            "itertools",
+            "warnings",
+        }
 
 
 def test_reexports_hold_nothing_else() -> None:

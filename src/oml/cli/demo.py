@@ -18,7 +18,9 @@ def demo(
     labels: Annotated[int | None, typer.Option(min=60, help="Characters of Glyphs to use; by default all.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 240,
     image_size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of everything random; a run with the same seed gives the same figures.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of everything random; a run with the same seed gives the same figures.")
+    ] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 (see main)
 ) -> None:
     """Fine-tune a pretrained network to recognise characters it has never seen, and measure it.
@@ -49,13 +51,15 @@ def demo(
         from oml.lightning.pipelines.demo import demo_pipeline, load_demo_config
     config = load_demo_config({"n_labels": labels, "steps": steps, "image_size": image_size, "seed": seed})
     report = demo_pipeline(config, run, data, console)
-    _show(report, run, console)
+    _show(report, console)
 
 
-def _show(report: "DemoReport", run: Path, console: "Console") -> None:
+def _show(report: "DemoReport", console: "Console") -> None:
     from rich.table import Table
 
-    table = Table(title=f"{report.n_queries:,} queries of {report.n_labels:,} labels never seen in training, 95 % intervals")
+    table = Table(
+        title=f"{report.n_queries:,} queries of {report.n_labels:,} labels never seen in training, 95 % intervals"
+    )
     for heading in ("metric", "before", "after"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, before in report.before.items():

@@ -169,10 +169,10 @@ class DatasetWithLabels(BaseDataset, IDatasetWithLabels):
 
     def get_labels(self) -> np.ndarray:
         """The label of every item, in order."""
-        return self.df[LABELS_COLUMN].to_numpy()
+        return self.df[LABELS_COLUMN].to_numpy(copy=True)
 
     def get_label2category(self) -> dict[int, str | int] | None:
-        """The category of every label, ``None`` if the table has none; the last row decides for a label with several."""
+        """The category of every label (of its last row, should it have several); ``None`` if the table has none."""
         if self.categories_key is None:
             return None
         return dict(zip(self.df[LABELS_COLUMN].tolist(), self.df[CATEGORIES_COLUMN].tolist(), strict=True))
@@ -233,7 +233,7 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
 
     def get_labels(self) -> np.ndarray:
         """The label of every item, in order."""
-        return self.df[LABELS_COLUMN].to_numpy()
+        return self.df[LABELS_COLUMN].to_numpy(copy=True)
 
 
 def get_retrieval_datasets(

@@ -361,7 +361,7 @@ def draw_glyphs(instances: Sequence[Instance], image_size: int) -> Iterator[byte
 
 
 def encode_png(pixels: bytes, image_size: int) -> bytes:
-    """The file of a grey image. Compression level 1 takes half the time of the usual 6, for a fifth more bytes."""
+    """The file of a grey image. Level 1 takes two thirds of the time of the usual 6, for a sixth more bytes."""
     file = io.BytesIO()
     Image.frombytes("L", (image_size, image_size), pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()

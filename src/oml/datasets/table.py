@@ -64,13 +64,12 @@ def check_retrieval_dataframe_format(
 
 def inspect_table(table: DataFrame, dataset_root: Path | str | None = None) -> Findings:
     """Violations and remarks of a table, for those who want to show them their own way."""
+    table = table.reset_index(drop=True)  # an index with repeats would mark the wrong rows
     if missing := [column for column in OBLIGATORY_COLUMNS if column not in table.columns]:
         return Findings([f"columns {missing} are missing; the table has {list(table.columns)}."], [])
-    return Findings(
-        [*_bad_splits(table), *_bad_roles(table), *_bad_labels(table), *_bad_paths(table, dataset_root)]
-        + [*_bad_boxes(table)],
-        [*_remarks(table)],
-    )
+    rules = (_bad_splits, _bad_roles, _bad_labels, _bad_boxes)
+    violations = [text for rule in rules for text in rule(table)]
+    return Findings([*violations, *_bad_paths(table, dataset_root)], list(_remarks(table)))
 
 
 def rows_where(mask: Series | np.ndarray, values: Series | None = None) -> str:
@@ -108,9 +107,11 @@ def _bad_roles(table: DataFrame) -> Iterator[str]:
             for column in (IS_QUERY_COLUMN, IS_GALLERY_COLUMN)
         )
         if not (found := queries.isin(galleries)).all():
-            bad = pd.Series(False, index=table.index)
-            bad[queries.index[~found]] = True
-            yield f"the label of every query must occur in the gallery; it does not for {rows_where(bad, table[LABELS_COLUMN])}."
+            bad = table.index.isin(queries.index[~found])
+            yield (
+                "the label of every query must occur in the gallery; it does not for "
+                f"{rows_where(bad, table[LABELS_COLUMN])}."
+            )
 
 
 def _bad_labels(table: DataFrame) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""Ranking metrics, one value per query, from the relevance of its ranked items and the count of relevant items.
+"""Quality of rankings, from the relevance of what was retrieved: one number per query, in [0, 1].
 
-``is_relevant[q, r]`` says whether the item at rank ``r`` of query ``q`` is right; ``k`` beyond the last rank means
-all ranks. Queries with nothing to find are for the caller to leave out, see ``RetrievalResults``.
+Row i of ``is_relevant`` belongs to query i; its columns are the ranks, the nearest gallery first. Ranks beyond the
+width of ``is_relevant`` count as not relevant, so retrieve at least ``k`` unless the gallery itself is smaller.
+Queries with nothing to find must be left out before: they have no meaningful value.
 """
 
 import torch
@@ -10,48 +11,75 @@ from torch import Tensor
 
 
 def cmc_at_k(is_relevant: Bool[Tensor, "query rank"], k: int) -> Float[Tensor, " query"]:
-    """1 if any of the first ``k`` items is relevant, else 0. Papers on metric learning call it Recall@k.
+    """1 if any of the first ``k`` ranks holds a relevant item, else 0.
+
+    The cumulative matching characteristic of re-identification. Papers on metric learning call it Recall@k (so does
+    Musgrave et al., "A Metric Learning Reality Check"), though it is not the share of relevant items found;
+    at ``k = 1`` it is also their Precision@1.
+
+    Args:
+        is_relevant: Whether the item at each rank is right for the query.
+        k: How many ranks to look at, a positive int.
+
+    Raises:
+        ValueError: ``k`` is not a positive int.
 
     Example:
-        >>> cmc_at_k(torch.tensor([[False, True], [False, False]]), k=2)
+        >>> cmc_at_k(torch.tensor([[False, True, False], [False, False, True]]), k=2)
         tensor([1., 0.])
     """
-    _check_k(k)
-    return is_relevant[:, :k].any(dim=1).float()
+    return _first(is_relevant, k).any(dim=1).float()
 
 
 def precision_at_k(
     is_relevant: Bool[Tensor, "query rank"], n_relevant: Int[Tensor, " query"], k: int
 ) -> Float[Tensor, " query"]:
-    """Relevant items among the first ``k``, divided by ``min(k, n_relevant)``: an ideal ranking scores 1.
+    """Relevant items among the first ``k`` ranks, divided by ``min(k, n_relevant)``.
 
-    Most libraries divide by ``k``. ``n_relevant``, the relevant items in the whole gallery, must be above 0.
+    An ideal ranking scores 1 even for a query with fewer than ``k`` relevant items. Elsewhere the denominator is
+    often ``k``, so that such a query cannot reach 1. With ``k = n_relevant`` this is R-precision.
+
+    Args:
+        is_relevant: Whether the item at each rank is right for the query.
+        n_relevant: How many galleries are right for the query, retrieved or not; at least 1.
+        k: How many ranks to look at, a positive int.
+
+    Raises:
+        ValueError: ``k`` is not a positive int.
 
     Example:
-        >>> precision_at_k(torch.tensor([[True, False, True]]), torch.tensor([2]), k=3)
-        tensor([1.])
+        >>> precision_at_k(torch.tensor([[True, False, True], [True, False, False]]), torch.tensor([4, 1]), k=3)
+        tensor([0.6667, 1.0000])
     """
-    _check_k(k)
-    return is_relevant[:, :k].float().sum(dim=1) / n_relevant.clamp(max=k)
+    return _first(is_relevant, k).float().sum(dim=1) / n_relevant.clamp(max=k)
 
 
 def average_precision_at_k(is_relevant: Bool[Tensor, "query rank"], k: int) -> Float[Tensor, " query"]:
-    """Mean of the precisions at those of the first ``k`` ranks that hold a relevant item.
+    """Mean of the precisions at those of the first ``k`` ranks that hold a relevant item; its mean is map@k.
 
-    The denominator is the number of items *found*, so one hit at rank 1 scores 1.0 however many were missed
-    (``min(k, n_relevant)`` and ``n_relevant`` are other conventions). No hit scores 0. Its mean over queries is map@k.
+    ``sum(n_i / i for each relevant rank i <= k) / n_k``, where ``n_i`` items are relevant among the first ``i``. The
+    denominator is the number of items *found*, so one hit at rank 1 scores 1 however many were missed. Elsewhere it
+    is ``min(k, n_relevant)`` or ``n_relevant``; MAP@R of Musgrave et al. has ``k = n_relevant`` as both. No hit
+    scores 0.
+
+    Args:
+        is_relevant: Whether the item at each rank is right for the query.
+        k: How many ranks to look at, a positive int.
+
+    Raises:
+        ValueError: ``k`` is not a positive int.
 
     Example:
         >>> average_precision_at_k(torch.tensor([[True, False, True, False]]), k=4)
         tensor([0.8333])
     """
-    _check_k(k)
-    found = is_relevant[:, :k].float()
+    found = _first(is_relevant, k).float()
     rank = torch.arange(1, found.shape[1] + 1, device=found.device)
     precision = found.cumsum(dim=1) / rank
     return (precision * found).sum(dim=1) / found.sum(dim=1).clamp(min=1)
 
 
-def _check_k(k: int) -> None:
+def _first(is_relevant: Tensor, k: int) -> Tensor:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"A ranking metric needs a whole number k of 1 or more, got {k!r}.")
+        raise ValueError(f"A ranking is cut at a positive int k, got {k!r}.")
+    return is_relevant[:, :k]

@@ -105,6 +105,7 @@ def exact_search(
             ids[rows], distances[rows], sure = _search_candidates(task, rows, width, n_candidates)
             unsure.append(rows[~sure])
         again = torch.cat(unsure)
+        task = task._replace(n_columns=min(n_columns, _COLUMNS // 4))  # among ties, narrow blocks let less through
         for first in range(0, len(again), n_rows):
             rows = again[first : first + n_rows]
             ids[rows], distances[rows] = _search_everything(task, rows, distances[rows])

@@ -1,4 +1,4 @@
-"""How a set of embeddings fills its space."""
+"""The shape of a set of embeddings."""
 
 from collections.abc import Sequence
 
@@ -7,22 +7,41 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def pcf(embeddings: Float[Tensor, "item dim"], variances: Sequence[float]) -> Float[Tensor, " variance"]:
-    """Principal components fraction: components needed to pass each share of the variance, divided by ``dim``.
+def pcf(embeddings: Float[Tensor, "item dim"], variances: Sequence[float | int]) -> Float[Tensor, " variance"]:
+    """Principal components fraction: the share of the dimensions needed to explain more than some variance.
 
-    With the components' shares of the variance in descending order, the number of components is one more than the
-    number of their cumulative sums that do not exceed the share ``r``. So ``r = 1`` may give a value above 1.
+    With ``c_i`` the variance that the first ``i`` of ``min(item, dim)`` principal components explain, relative to all
+    of it, the value for ``r`` is ``(1 + #{i: c_i <= r}) / dim``: the fewest components that explain more than ``r``.
+    Near 0 the embeddings have collapsed to few directions. As nothing explains more than everything, ``r = 1`` gives
+    ``(min(item, dim) + 1) / dim``, which may exceed 1. Embeddings that are all the same need one component for any
+    ``r < 1``. Sums that equal ``r`` up to rounding count as equal.
+
+    Args:
+        embeddings: One row per item.
+        variances: The shares ``r`` of the variance, each in [0, 1].
+
+    Raises:
+        ValueError: No items or variances, variances outside [0, 1], embeddings that are not finite.
 
     Example:
-        >>> pcf(torch.eye(4, 10), (0.5, 1.0))
+        >>> pcf(torch.eye(4, 10), [0.5, 1])
         tensor([0.2000, 0.5000])
     """
-    if not variances or not all(0 <= share <= 1 for share in variances):
-        raise ValueError(f"pcf needs at least one share of variance, between 0 and 1, got {tuple(variances)}.")
-    centred = embeddings.double() - embeddings.double().mean(dim=0)
-    explained = torch.linalg.svdvals(centred).square()
-    # a sum that reaches the share but for rounding does reach it
-    cumulative = explained.cumsum(dim=0) / explained.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    shares = torch.tensor(variances, dtype=torch.float64, device=embeddings.device)
-    n_components = (cumulative <= shares[:, None] + 1e-9).sum(dim=1) + 1
-    return (n_components / embeddings.shape[1]).float()
+    if embeddings.numel() == 0:
+        raise ValueError(f"pcf needs embeddings (item, dim) of at least one item, got {tuple(embeddings.shape)}.")
+    if len(variances) == 0 or not all(0 <= variance <= 1 for variance in variances):
+        raise ValueError(f"pcf needs one or more variances in [0, 1], got {list(variances)}.")
+    x = embeddings.detach().double()
+    if not (finite := x.isfinite().all(dim=1)).all():
+        bad = (~finite).nonzero().squeeze(1)
+        raise ValueError(f"pcf needs finite embeddings, got NaN or inf in {len(bad)} rows, such as {bad[:5].tolist()}.")
+    rounding = x.abs().amax() * 4 * torch.finfo(x.dtype).eps
+    x = x - x.mean(dim=0)
+    # The eigenvalues of the smaller of both Gram matrices are the variances along the components.
+    gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
+    explained = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).cumsum(dim=0)
+    all_the_same = explained[-1] <= x.numel() * rounding**2
+    explained = torch.where(all_the_same, 1, explained / explained[-1])
+    limits = torch.tensor(list(variances), dtype=explained.dtype, device=explained.device)
+    n_components = torch.searchsorted(explained, limits + 1e-12 * len(explained), right=True) + 1
+    return n_components / embeddings.shape[1]

@@ -1,6 +1,7 @@
 """What turns a validation epoch into numbers and pictures."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from oml.const import OVERALL_CATEGORIES_KEY
@@ -24,7 +25,7 @@ class IBasicMetric(ABC):
         """Take in one batch."""
 
     @abstractmethod
-    def compute_metrics(self) -> dict[str, dict[str, Any]]:
+    def compute_metrics(self) -> Mapping[Any, Mapping[str, Any]]:
         """``{"OVERALL": {...}, "<category>": {...}}``; categories are optional."""
 
 

@@ -2,10 +2,9 @@
 
 from abc import ABC, abstractmethod
 from difflib import get_close_matches
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
-
 
 TExtractor = TypeVar("TExtractor", bound="IExtractor")
 
@@ -26,7 +25,7 @@ class IExtractor(nn.Module, ABC):
         return self.forward(x)
 
     @classmethod
-    def from_pretrained(cls: type[TExtractor], weights: str) -> TExtractor:
+    def from_pretrained(cls, weights: str) -> Self:
         """The extractor with pretrained weights, by a name out of ``pretrained_models``.
 
         Raises:

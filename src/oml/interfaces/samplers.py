@@ -7,6 +7,11 @@ from collections.abc import Iterator
 class IBatchSampler(ABC):
     """Yields lists of data set positions, one list a batch: ``DataLoader(..., batch_sampler=sampler)``."""
 
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Items per batch."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Batches per epoch."""

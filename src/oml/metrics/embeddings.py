@@ -172,7 +172,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         )
 
     def _per_query(self, results: RetrievalResults) -> dict[str, dict[int | float, Tensor]]:
-        values = {
+        values: dict[str, dict[int | float, Tensor]] = {
             "cmc": {k: cmc_at_k(results.is_relevant, k) for k in self.cmc_top_k},
             "precision": {k: precision_at_k(results.is_relevant, results.n_relevant, k) for k in self.precision_top_k},
             "map": {k: average_precision_at_k(results.is_relevant, k) for k in self.map_top_k},
@@ -237,7 +237,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_query[chosen] = True
             rows = torch.searchsorted(chosen, results.query_ids[rows]).tolist()
             results = self._retrieve(is_query, n_instances)
-        paths = self.acc.storage[PATHS_KEY]
+        paths = list(self.acc.storage[PATHS_KEY])
         if verbose:
             for row in query_ids:
                 print(f"query {row}: {paths[self.results.query_ids[row]]}")  # noqa: T201 (asked for by the argument)

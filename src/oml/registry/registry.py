@@ -51,7 +51,7 @@ class Registry(dict[str, Callable[..., Any]]):
         """
         if isinstance(config, DictConfig):
             config = OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportAssignmentType]
-        if not isinstance(config, Mapping) or "name" not in config or (rest := set(config) - {"name", "args"}):
+        if not isinstance(config, Mapping) or "name" not in config or set(config) - {"name", "args"}:
             raise ValueError(f"The config of a {self.kind} needs a name and may have args and nothing else: {config}.")
         constructor, args = self[config["name"]], dict(config.get("args") or {})
         parameters = signature(constructor).parameters

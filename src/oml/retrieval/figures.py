@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
@@ -27,7 +28,9 @@ def draw_queries(
 ) -> "Figure":
     """A row of images per query: the query, its ``n_instances`` nearest galleries, up to ``n_gt`` right answers.
 
-    A right answer has a green frame and a check mark, a wrong one a red frame and a cross.
+    The query has a blue frame and tells how many galleries are right. A retrieved gallery has its rank and distance
+    above, a green frame and a check mark if it is right, a red frame and a cross if it is wrong. What should have been
+    found, at the end, has a gray frame.
 
     Args:
         results: what was found.
@@ -36,8 +39,31 @@ def draw_queries(
         n_instances: how many of the retrieved items to draw.
         n_gt: how many of the right answers to draw at the end.
         boxes: x1, y1, x2, y2 of the part of each image to draw.
+
+    Raises:
+        ValueError: if there are no such rows, or ids without a path or box.
+
+    Example:
+        >>> import tempfile
+        >>> from oml.retrieval import RetrievalResults
+        >>> everyone = torch.ones(2, dtype=torch.bool)
+        >>> results = RetrievalResults.from_embeddings(torch.rand(2, 4), torch.tensor([0, 0]), everyone, everyone, top_k=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paths = [f"{folder}/{i}.png" for i in range(2)]
+        ...     for path in paths:
+        ...         Image.new("RGB", (32, 32)).save(path)
+        ...     figure = draw_queries(results, paths, rows=[0], n_instances=1)
+        >>> [axes.get_title() for axes in figure.axes if axes.axison][0]
+        'query\\n1 to find'
     """
     from matplotlib.figure import Figure
+
+    if len(rows) == 0 or not all(0 <= row < len(results) for row in rows):
+        raise ValueError(f"draw_queries needs rows of {len(results)} queries, got {list(rows)}.")
+    n_items = 1 + int(torch.cat([results.query_ids, results.gallery_ids]).amax())
+    for name, given in (("paths", paths), ("boxes", boxes)):
+        if given is not None and len(given) < n_items:
+            raise ValueError(f"draw_queries needs {name} of all {n_items} items of the data set, got {len(given)}.")
 
     n_columns = 1 + n_instances + n_gt
     figure = Figure(figsize=(16, 16 / n_columns * len(rows) * 1.25), layout="constrained")

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,13 +21,19 @@ _FIELDS = ("query_ids", "gallery_ids", "query_labels", "gallery_labels", "retrie
 
 
 class NothingToFindError(ValueError, AssertionError):
-    """Some queries have no relevant item in the gallery. Also an ``AssertionError``, which old callers catch."""
+    """Some queries have no relevant item in the gallery. Also an ``AssertionError``, which old callers catch.
+
+    Example:
+        >>> issubclass(NothingToFindError, ValueError) and issubclass(NothingToFindError, AssertionError)
+        True
+    """
 
 
+@final
 class RetrievalResults:
     """For each query its nearest galleries in order, and what it should have found.
 
-    All ids are positions in the data set.
+    All ids are positions in the data set; a row is a query's place among the queries.
 
     Args:
         query_ids, query_labels: of the queries.
@@ -37,6 +44,23 @@ class RetrievalResults:
     Attributes:
         is_relevant: whether a retrieved item has the query's label.
         n_relevant: how many items of its label a query could find, itself left out.
+
+    Raises:
+        ValueError: if sizes do not fit, or something was retrieved that is not in the gallery.
+
+    Example:
+        >>> results = RetrievalResults(
+        ...     query_ids=torch.tensor([0]),
+        ...     query_labels=torch.tensor([7]),
+        ...     gallery_ids=torch.tensor([0, 1, 2]),
+        ...     gallery_labels=torch.tensor([7, 8, 7]),
+        ...     retrieved_ids=torch.tensor([[1, 2]]),
+        ...     distances=torch.tensor([[0.1, 0.2]]),
+        ... )
+        >>> results
+        RetrievalResults(1 queries, 3 galleries, top 2)
+        >>> results.is_relevant, results.n_relevant
+        (tensor([[False,  True]]), tensor([1]))
     """
 
     def __init__(
@@ -48,6 +72,22 @@ class RetrievalResults:
         retrieved_ids: Int[Tensor, "query rank"],
         distances: Float[Tensor, "query rank"],
     ) -> None:
+        if len(query_ids) != len(query_labels) or len(gallery_ids) != len(gallery_labels):
+            raise ValueError(
+                f"RetrievalResults needs a label per id, got {len(query_labels)} for {len(query_ids)} queries and "
+                f"{len(gallery_labels)} for {len(gallery_ids)} galleries."
+            )
+        if retrieved_ids.shape != distances.shape or len(retrieved_ids) != len(query_ids):
+            raise ValueError(
+                f"RetrievalResults needs retrieved_ids and distances (query, rank) of {len(query_ids)} queries, got "
+                f"{tuple(retrieved_ids.shape)} and {tuple(distances.shape)}."
+            )
+        known = torch.isin(retrieved_ids, gallery_ids) | (retrieved_ids == -1)
+        if len(rows := (~known).any(dim=1).nonzero().squeeze(1)):
+            raise ValueError(
+                f"RetrievalResults needs retrieved ids out of the gallery, got others in {len(rows)} rows, such as "
+                f"{retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}. Ids are positions in the data set."
+            )
         self.query_ids = query_ids
         self.query_labels = query_labels
         self.gallery_ids = gallery_ids
@@ -86,9 +126,27 @@ class RetrievalResults:
             memory_budget: bytes that the search may use beyond its inputs and outputs.
 
         Raises:
-            NothingToFindError: see ``on_missing``; the text has their number and the first rows.
-            ValueError: if there are no queries or no galleries.
+            NothingToFindError: see ``on_missing``; the text has their number and the first rows. Also raised if
+                no query at all has anything to find.
+            ValueError: if sizes differ, labels are not integers, there are no queries or no galleries, or the
+                embeddings are not finite.
+
+        Example:
+            >>> everyone = torch.ones(4, dtype=torch.bool)
+            >>> results = RetrievalResults.from_embeddings(
+            ...     torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1]), everyone, everyone, top_k=2
+            ... )
+            >>> results.retrieved_ids.tolist()
+            [[1, 2], [0, 2], [1, 0], [2, 1]]
+            >>> results.is_relevant[:, 0]
+            tensor([ True,  True, False,  True])
         """
+        sizes = [len(embeddings), len(labels), len(is_query), len(is_gallery)]
+        if len(set(sizes)) > 1 or labels.is_floating_point():
+            raise ValueError(
+                "RetrievalResults needs an embedding, an integer label and both roles of every item, got embeddings, "
+                f"labels, is_query, is_gallery of {', '.join(map(str, sizes))} items, labels of {labels.dtype}."
+            )
         query_ids, gallery_ids = is_query.nonzero().squeeze(1), is_gallery.nonzero().squeeze(1)
         for name, ids in (("query", query_ids), ("gallery", gallery_ids)):
             if len(ids) == 0:
@@ -105,8 +163,8 @@ class RetrievalResults:
             warnings.warn(f"{text} They are left out.", stacklevel=2)
             query_ids = query_ids[n_relevant > 0]
         found = exact_search(
-            embeddings[query_ids],
-            embeddings[gallery_ids],
+            _take(embeddings, query_ids),
+            _take(embeddings, gallery_ids),
             top_k,
             query_items=query_ids,
             gallery_items=gallery_ids,
@@ -120,16 +178,32 @@ class RetrievalResults:
         """The results of disjoint sets of queries over one gallery, ordered by query.
 
         Raises:
-            ValueError: if the galleries differ, or a query occurs twice.
+            ValueError: if there is nothing to merge, the galleries or ``top_k`` differ, or a query occurs twice.
+
+        Example:
+            >>> embeddings, labels = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 0])
+            >>> parts = [
+            ...     RetrievalResults.from_embeddings(embeddings, labels, is_query, labels == 0, top_k=1)
+            ...     for is_query in (torch.tensor([False, True, False]), torch.tensor([True, False, True]))
+            ... ]
+            >>> RetrievalResults.merge(parts).query_ids
+            tensor([0, 1, 2])
         """
+        if not parts:
+            raise ValueError("RetrievalResults.merge needs one part or more, got none.")
         first = parts[0]
-        if any(not torch.equal(part.gallery_ids, first.gallery_ids) for part in parts):
+        if not all(
+            torch.equal(part.gallery_ids, first.gallery_ids) and torch.equal(part.gallery_labels, first.gallery_labels)
+            for part in parts
+        ):
             raise ValueError("RetrievalResults can be merged only if they were searched in the same gallery.")
         if any(part.retrieved_ids.shape[1] != first.retrieved_ids.shape[1] for part in parts):
             raise ValueError("RetrievalResults can be merged only if they were searched with the same top_k.")
         query_ids, order = torch.cat([part.query_ids for part in parts]).sort()
         if len(twice := query_ids[1:][query_ids[1:] == query_ids[:-1]]):
-            raise ValueError(f"RetrievalResults to merge hold {len(twice)} queries twice, such as {twice[:3].tolist()}.")
+            raise ValueError(
+                f"RetrievalResults to merge hold {len(twice)} queries twice, such as {twice[:3].tolist()}."
+            )
         return cls(
             query_ids,
             torch.cat([part.query_labels for part in parts])[order],
@@ -140,24 +214,51 @@ class RetrievalResults:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file."""
+        """Write to a safetensors file, for :meth:`load`. An existing file is replaced once the new one is complete."""
+        # copies, as the format refuses tensors that share memory
+        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _FIELDS}
         with atomic_path(path) as temporary:
-            save_file({name: getattr(self, name).contiguous() for name in _FIELDS}, temporary)
+            save_file(tensors, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> "RetrievalResults":
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, to the CPU.
 
         Raises:
+            FileNotFoundError: if there is no such file.
             ValueError: if the file holds something else.
+
+        Example:
+            >>> import tempfile
+            >>> one = torch.tensor([0])
+            >>> results = RetrievalResults(one, one, one + 1, one, torch.tensor([[1]]), torch.tensor([[0.5]]))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     results.save(f"{folder}/results.safetensors")
+            ...     RetrievalResults.load(f"{folder}/results.safetensors")
+            RetrievalResults(1 queries, 1 galleries, top 1)
         """
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"RetrievalResults.load needs a file that save() wrote, not {str(path)!r}: {error}"
+            ) from error
         if set(tensors) != set(_FIELDS):
-            raise ValueError(f"{str(path)!r} holds {sorted(tensors)}, not retrieval results.")
+            raise ValueError(
+                f"RetrievalResults.load needs a file that save() wrote, {str(path)!r} holds {sorted(tensors)} "
+                f"instead of {sorted(_FIELDS)}."
+            )
         return cls(**tensors)
 
     def gt_ids(self, row: int) -> Int[Tensor, " relevant"]:
-        """What the query in a row should find."""
+        """The galleries that the query in a row should find, ``n_relevant[row]`` of them, in data set order.
+
+        Example:
+            >>> ids, labels = torch.arange(3), torch.tensor([5, 6, 5])
+            >>> none = torch.full((3, 1), -1)
+            >>> RetrievalResults(ids, labels, ids, labels, none, none.float().abs() * torch.inf).gt_ids(0)
+            tensor([2])
+        """
         relevant = (self.gallery_labels == self.query_labels[row]) & (self.gallery_ids != self.query_ids[row])
         return self.gallery_ids[relevant]
 
@@ -168,7 +269,7 @@ class RetrievalResults:
         n_instances: int,
         boxes: Float[Tensor, "item 4"] | Int[Tensor, "item 4"] | None = None,
     ) -> "Figure":
-        """A picture of some queries: the query, its nearest galleries, what it should have found.
+        """A picture of some queries, see :func:`oml.retrieval.figures.draw_queries`.
 
         Args:
             paths: of the images of all items of the data set.
@@ -184,7 +285,13 @@ class RetrievalResults:
         return len(self.query_ids)
 
     def __repr__(self) -> str:
-        return f"RetrievalResults({len(self)} queries, {len(self.gallery_ids)} galleries, top {self.retrieved_ids.shape[1]})"
+        sizes = f"{len(self)} queries, {len(self.gallery_ids)} galleries, top {self.retrieved_ids.shape[1]}"
+        return f"RetrievalResults({sizes})"
+
+
+def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
+    """The rows ``ids``, which ascend; not copied if these are all the rows."""
+    return embeddings if len(ids) == len(embeddings) else embeddings[ids]
 
 
 def _count_relevant(query_ids: Tensor, query_labels: Tensor, gallery_ids: Tensor, gallery_labels: Tensor) -> Tensor:

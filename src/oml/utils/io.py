@@ -1,7 +1,6 @@
 """Writing files so that a reader never meets half of one, and hashing them."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,9 +29,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield scratch / path.name
-        os.replace(scratch / path.name, path)
+        if (scratch / path.name).is_file():
+            _as_created(scratch / path.name)
+        (scratch / path.name).replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _as_created(file: Path) -> None:
+    """The permissions that new files have here; some writers leave narrower ones."""
+    plain = file.parent / ".mode"
+    plain.touch()
+    file.chmod(plain.stat().st_mode)
 
 
 def calc_file_hash(fname: str | Path) -> str:

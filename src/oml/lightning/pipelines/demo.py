@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pandas import DataFrame
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from safetensors.torch import save_file
@@ -108,7 +108,7 @@ def demo_pipeline(
     with _stage("evaluation before", seconds):
         before = _evaluate(extractor, validation, config, "Before training", console)
     with _stage("training", seconds):
-        checkpoint = _train(extractor, train, held_out, config, run)
+        checkpoint = _train(extractor, train, held_out, config, run, console)
     with _stage("evaluation after", seconds):
         # from the file, so that the figures are those of what the user keeps
         extractor = _extractor(config, weights=checkpoint)
@@ -152,10 +152,8 @@ def _write(path: Path, write: Any) -> None:
 
 
 def _extractor(config: DictConfig, weights: Path | None = None) -> Any:
-    description = OmegaConf.to_container(config.extractor, resolve=True)
-    if weights is not None:
-        description["args"]["weights"] = weights  # pyright: ignore[reportCallIssue, reportArgumentType]
-    extractor = get_extractor_by_cfg(description)  # pyright: ignore[reportArgumentType]
+    own = {} if weights is None else {"args": {"weights": str(weights)}}
+    extractor = get_extractor_by_cfg(OmegaConf.merge(config.extractor, own))
     return extractor.to(memory_format=torch.channels_last) if config.channels_last else extractor
 
 
@@ -192,7 +190,12 @@ def _evaluate(
 
 
 def _train(
-    extractor: Any, train: DatasetWithLabels, held_out: DatasetQueryGallery, config: DictConfig, run: Path
+    extractor: Any,
+    train: DatasetWithLabels,
+    held_out: DatasetQueryGallery,
+    config: DictConfig,
+    run: Path,
+    console: Console,
 ) -> Path:
     """Fine-tune the extractor in place; returns its best checkpoint on the labels held out."""
     sampler = get_sampler_by_cfg(config.sampler, labels=train.get_labels(), seed=config.seed)
@@ -205,7 +208,7 @@ def _train(
     )
     metric = MetricValCallback(EmbeddingMetrics(cmc_top_k=(1, 5), verbose=False))
     checkpoints = ModelCheckpoint(run, filename="best", monitor="OVERALL/cmc/1", mode="max", save_weights_only=True)
-    with _quiet_lightning():
+    with _quiet_lightning(), progress_bar(f"Training: steps of {sampler.batch_size} images", console) as on_progress:
         trainer = pl.Trainer(
             accelerator="auto",
             devices=1,
@@ -214,7 +217,12 @@ def _train(
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
-            callbacks=[metric, checkpoints, RichProgressBar()],
+            callbacks=[
+                metric,
+                checkpoints,
+                LambdaCallback(on_train_batch_end=lambda trainer, *_: on_progress(trainer.global_step, config.steps)),
+            ],
+            enable_progress_bar=False,
             logger=CSVLogger(run, name=None, version="training"),
             enable_model_summary=False,
         )
@@ -223,7 +231,7 @@ def _train(
             train_dataloaders=DataLoader(train, batch_sampler=sampler),
             val_dataloaders=DataLoader(held_out, batch_size=config.batch_size_inference),
         )
-    return Path(checkpoints.best_model_path)
+    return run / Path(checkpoints.best_model_path).name
 
 
 @contextmanager
@@ -234,7 +242,7 @@ def _quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
             yield
     finally:
         logger.setLevel(level)
@@ -254,7 +262,10 @@ def _draw_worst(evaluation: Evaluation, dataset: DatasetQueryGallery) -> Any:
 
 def _to_json(report: DemoReport, config: DictConfig) -> dict[str, Any]:
     def figures(intervals: Mapping[str, Interval]) -> dict[str, Any]:
-        return {name: {key: float(value) for key, value in interval._asdict().items()} for name, interval in intervals.items()}
+        return {
+            name: {key: float(value) for key, value in interval._asdict().items()}
+            for name, interval in intervals.items()
+        }
 
     packages = ("torch", "torchvision", "timm", "pytorch-lightning", "numpy", "pandas", "pillow")
     return {
@@ -265,6 +276,7 @@ def _to_json(report: DemoReport, config: DictConfig) -> dict[str, Any]:
         "labels": report.n_labels,
         "seed": config.seed,
         "seconds": report.seconds,
-        "versions": {"oml": oml.__version__, "python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"oml": oml.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in packages},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
     }

@@ -16,7 +16,7 @@ def get_normalisation_torch(mean: Sequence[float] = MEAN, std: Sequence[float] =
 def get_normalisation_resize_torch(
     im_size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> v2.Compose:
-    """Resized to a square of ``im_size`` pixels (bilinear, antialiased; sides are not kept in proportion), normalised."""
+    """Resized to a square of ``im_size`` pixels (bilinear, antialiased, whatever the proportions), normalised."""
     return v2.Compose([_squared(im_size), *_to_normalised(mean, std)])
 
 
