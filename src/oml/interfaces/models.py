@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from difflib import get_close_matches
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class IExtractor(nn.Module, ABC):
         return self.forward(x)
 
     @classmethod
-    def from_pretrained(cls, weights: str) -> Self:
+    def from_pretrained(cls: type[TExtractor], weights: str) -> TExtractor:
         """The extractor with pretrained weights, by a name out of ``pretrained_models``.
 
         Raises:

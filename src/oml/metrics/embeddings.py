@@ -237,7 +237,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_query[chosen] = True
             rows = torch.searchsorted(chosen, results.query_ids[rows]).tolist()
             results = self._retrieve(is_query, n_instances)
-        paths = list(self.acc.storage[PATHS_KEY])
+        paths = [str(path) for path in self.acc.storage[PATHS_KEY]]
         if verbose:
             for row in query_ids:
                 print(f"query {row}: {paths[self.results.query_ids[row]]}")  # noqa: T201 (asked for by the argument)

@@ -153,7 +153,7 @@ def _write(path: Path, write: Any) -> None:
 
 def _extractor(config: DictConfig, weights: Path | None = None) -> Any:
     own = {} if weights is None else {"args": {"weights": str(weights)}}
-    extractor = get_extractor_by_cfg(OmegaConf.merge(config.extractor, own))
+    extractor = get_extractor_by_cfg(OmegaConf.merge(config.extractor, own))  # pyright: ignore[reportArgumentType]
     return extractor.to(memory_format=torch.channels_last) if config.channels_last else extractor
 
 

@@ -1,0 +1,319 @@
+import inspect
+import math
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from oml.functional import search
+from oml.functional.search import Neighbours, exact_search
+
+
+def literal(
+    queries: Tensor,
+    galleries: Tensor,
+    top_k: int,
+    query_items: Tensor | None = None,
+    gallery_items: Tensor | None = None,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Measure every pair in Python's floats and sort: distance, then id."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    all_ids, all_distances = [], []
+    for i, q in enumerate(queries.double().tolist()):
+        ranked = []
+        for j, g in enumerate(galleries.double().tolist()):
+            if query_items is None or gallery_items is None or query_items[i] != gallery_items[j]:
+                distance = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q, g, strict=True)))
+                ranked.append((torch.tensor(distance, dtype=dtype).item(), j))
+        width = min(top_k, len(galleries))
+        ranked = [*sorted(ranked)[:width], *[(math.inf, -1)] * (width - len(ranked))]
+        all_ids.append([j for _, j in ranked])
+        all_distances.append([distance for distance, _ in ranked])
+    return all_ids, all_distances
+
+
+def assert_same(found: Neighbours, expected: tuple[list[list[int]], list[list[float]]]) -> None:
+    assert found.ids.tolist() == expected[0]
+    assert found.distances.tolist() == expected[1]
+
+
+def clustered(n_clusters: int, n_each: int, dim: int, spread: float, norm: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = norm * torch.nn.functional.normalize(torch.randn(n_clusters, dim, generator=generator))
+    return centres.repeat_interleave(n_each, 0) + spread * torch.randn(n_clusters * n_each, dim, generator=generator)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n_queries=st.integers(1, 6),
+    n_galleries=st.integers(1, 40),
+    dim=st.integers(1, 3),
+    top_k=st.integers(1, 45),
+    n_items=st.integers(1, 9),
+    own=st.booleans(),
+    budget=st.sampled_from([1, 5_000, 512 * 2**20]),
+    seed=st.integers(0, 999),
+)
+def test_search_follows_the_definition(
+    n_queries: int, n_galleries: int, dim: int, top_k: int, n_items: int, own: bool, budget: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # so coarse a grid that duplicates, ties and rows without any allowed gallery are common
+    queries = torch.randint(3, (n_queries, dim), generator=generator).float()
+    galleries = torch.randint(3, (n_galleries, dim), generator=generator).float()
+    items = None, None
+    if own:
+        items = (
+            torch.randint(n_items, (n_queries,), generator=generator),
+            torch.randint(n_items, (n_galleries,), generator=generator),
+        )
+    found = exact_search(queries, galleries, top_k, query_items=items[0], gallery_items=items[1], memory_budget=budget)
+    assert_same(found, literal(queries, galleries, top_k, *items))
+
+
+def test_ranking_by_hand() -> None:
+    galleries = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 5.0], [-3.0, -4.0], [0.0, 1.0]])
+    found = exact_search(torch.tensor([[0.0, 0.0]]), galleries, 5)
+    assert found.ids.tolist() == [[1, 4, 0, 2, 3]]  # three at distance 5, by their ids
+    assert found.distances.tolist() == [[0, 1, 5, 5, 5]]
+
+
+ALL_KINDS = {
+    "uniform": torch.rand(150, 24, generator=torch.Generator().manual_seed(1)),
+    "grid": torch.randint(2, (150, 4), generator=torch.Generator().manual_seed(2)).float(),
+    "all equal": torch.ones(150, 3),
+    "exact duplicates": clustered(3, 50, 8, spread=0, norm=1),
+    "near duplicates of a large norm": clustered(3, 50, 8, spread=1e-3, norm=1e3),
+    "a far mean": 1e4 + torch.rand(150, 8, generator=torch.Generator().manual_seed(3)),
+    "an outlier": torch.cat([torch.rand(149, 8, generator=torch.Generator().manual_seed(4)), torch.full((1, 8), 1e8)]),
+    "tiny": 1e-30 * torch.rand(150, 8, generator=torch.Generator().manual_seed(5)),
+    "below the normal numbers": 1e-43 * torch.rand(150, 8, generator=torch.Generator().manual_seed(6)),
+    "huge": 1e17 * torch.rand(150, 8, generator=torch.Generator().manual_seed(7)),
+    "float64": torch.rand(150, 8, generator=torch.Generator().manual_seed(8)).double(),
+    "tiny float64": 1e-200 * torch.rand(150, 8, generator=torch.Generator().manual_seed(9)).double(),
+    "float16": torch.rand(150, 8, generator=torch.Generator().manual_seed(10)).half(),
+    "bfloat16": torch.rand(150, 8, generator=torch.Generator().manual_seed(11)).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_every_kind_of_data_is_ranked_exactly(kind: str) -> None:
+    x = ALL_KINDS[kind]
+    items = torch.arange(len(x))
+    found = exact_search(x, x, 7, query_items=items, gallery_items=items)
+    assert found.distances.dtype == torch.promote_types(x.dtype, torch.float32)
+    if kind == "tiny float64":
+        # squares below 1e-308 are lost even in float64: the order among such distances is that of the ids
+        assert found.ids[0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+        return
+    ids, distances = literal(x, x, 7, items, items)
+    if x.dtype == torch.float64:  # the sum's last bit is that of its order
+        assert found.ids.tolist() == ids
+        torch.testing.assert_close(found.distances, torch.tensor(distances, dtype=x.dtype), rtol=1e-15, atol=0)
+    else:
+        assert_same(found, (ids, distances))
+
+
+def test_where_a_product_would_misorder() -> None:
+    x = clustered(4, 40, 16, spread=1e-3, norm=1e3)
+    approximate = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").topk(6, largest=False).indices
+    found = exact_search(x, x, 6)
+    assert (approximate != found.ids).any()
+    assert_same(found, literal(x, x, 6))
+
+
+@pytest.mark.parametrize("name", ["uniform", "grid", "near duplicates of a large norm", "all equal", "float64"])
+def test_the_budget_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = ALL_KINDS[name][::3, :7]
+    items = torch.arange(len(x)) // 3
+    expected = exact_search(x, x, 5, query_items=items, gallery_items=items)
+    budgets = 1, 100_000, 10**6
+    assert [search._block_sizes(7, 11, budget * 3 // 4) for budget in budgets] == [(1, 32), (8, 32), (32, 64)]
+    for budget in budgets:
+        found = exact_search(x, x, 5, query_items=items, gallery_items=items, memory_budget=budget)
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.distances, expected.distances)
+    monkeypatch.setattr(search, "_ROWS", 37)
+    monkeypatch.setattr(search, "_COLUMNS", 64)
+    found = exact_search(x, x, 5, query_items=items, gallery_items=items)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.distances, expected.distances)
+
+
+def test_the_other_queries_and_the_threads_change_no_bit() -> None:
+    x = torch.randn(300, 33, generator=torch.Generator().manual_seed(0))
+    expected = exact_search(x, x, 5)
+    one_by_one = [exact_search(row[None], x, 5) for row in x[:20]]
+    assert torch.equal(torch.cat([found.distances for found in one_by_one]), expected.distances[:20])
+    assert torch.equal(torch.cat([found.ids for found in one_by_one]), expected.ids[:20])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(exact_search(x, x, 5).distances, expected.distances)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_many_blocks_and_few_survivors() -> None:
+    """Enough galleries for the filter, which sees the nearest ones last."""
+    generator = torch.Generator().manual_seed(0)
+    galleries = torch.randn(6_000, 6, generator=generator)
+    queries = galleries[:50] + 0.01 * torch.randn(50, 6, generator=generator)
+    for order in (torch.arange(6_000), torch.cdist(queries[:1], galleries)[0].argsort(descending=True)):
+        found = exact_search(queries, galleries[order], 10)
+        distances = (queries[:, None].double() - galleries[order].double()).square().sum(2).sqrt().float()
+        expected = distances.sort(dim=1, stable=True)
+        assert torch.equal(found.ids, expected.indices[:, :10])
+        assert torch.equal(found.distances, expected.values[:, :10])
+
+
+def test_queries_the_bounds_cannot_settle_are_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = []
+    everything = search._search_everything
+
+    def counted(task: search._Task, rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        again.append(len(rows))
+        return everything(task, rows, known)
+
+    monkeypatch.setattr(search, "_search_everything", counted)
+    plain = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    exact_search(plain, plain, 5)
+    assert again == []
+    x = torch.cat([plain, plain[:1].expand(30, -1)])
+    found = exact_search(x, x, 5)
+    assert 31 <= sum(again) < 50  # the copies, and those that find them in their last place
+    assert found.ids[0].tolist() == found.ids[-1].tolist() == [0, 100, 101, 102, 103]
+    assert_same(found, literal(x, x, 5))
+
+
+def test_the_lower_bounds_are_below_the_distances() -> None:
+    for kind in ("uniform", "near duplicates of a large norm", "a far mean", "tiny", "huge"):
+        x = ALL_KINDS[kind]
+        for dtype in (torch.float32, torch.float64):
+            task = search._Task(x, x, None, None, centre=x.mean(dim=0), n_columns=64, n_pairs=9)
+            blocks = list(search._lower_bounds(task, torch.arange(len(x)), dtype))
+            lower = torch.cat([block for _, block in blocks], dim=1)
+            assert [start for start, _ in blocks] == [0, 64, 128]
+            assert (lower[:, len(x) :] == torch.inf).all()
+            true = (x[:, None].double() - x.double()).square().sum(dim=2)
+            assert (lower[:, : len(x)].double() <= true).all()
+            if kind != "tiny":  # where float32 has no squares, the bounds say nothing
+                assert (lower[:, : len(x)].double() > true - 1e-4 * true.amax()).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), top_k=st.integers(1, 12))
+def test_the_order_of_galleries_changes_ids_only(seed: int, top_k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, 3, generator=generator)  # no ties
+    order = torch.randperm(60, generator=generator)
+    items = torch.arange(60)
+    expected = exact_search(x, x, top_k, query_items=items, gallery_items=items)
+    found = exact_search(x, x[order], top_k, query_items=items, gallery_items=order)
+    assert torch.equal(found.distances, expected.distances)
+    assert torch.equal(order[found.ids], expected.ids)
+
+
+def test_items_may_be_whole_sequences() -> None:
+    x = torch.tensor([[0.0], [0.1], [0.2], [5.0], [6.0]])
+    sequence = torch.tensor([7, 7, 7, 8, 9])
+    found = exact_search(x, x, 3, query_items=sequence, gallery_items=sequence)
+    assert found.ids.tolist() == [[3, 4, -1], [3, 4, -1], [3, 4, -1], [4, 2, 1], [3, 2, 1]]
+    assert found.distances[0].tolist() == [5, 6, math.inf]
+
+
+def test_a_lone_item_finds_nothing() -> None:
+    one = torch.zeros(1, dtype=torch.int64)
+    found = exact_search(torch.ones(1, 2), torch.ones(1, 2), 3, query_items=one, gallery_items=one)
+    assert (found.ids.tolist(), found.distances.tolist()) == ([[-1]], [[math.inf]])
+
+
+def test_empty_sides() -> None:
+    found = exact_search(torch.empty(0, 4), torch.ones(3, 4), 2)
+    assert found.ids.shape == found.distances.shape == (0, 2)
+    found = exact_search(torch.ones(3, 4).double(), torch.empty(0, 4).double(), 2)
+    assert found.ids.shape == found.distances.shape == (3, 0)
+    assert found.ids.dtype == torch.int64
+    assert found.distances.dtype == torch.float64
+
+
+def test_gradients_and_inputs_are_left_alone() -> None:
+    x = torch.rand(5, 3, requires_grad=True)
+    before = x.detach().clone()
+    assert not exact_search(x, x, 2).distances.requires_grad
+    assert torch.equal(x, before)
+
+
+def test_autocast_and_fast_products_change_no_bit() -> None:
+    x = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    expected = exact_search(x, x, 5)
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        backends[0].fp32_precision, backends[1].fp32_precision = "tf32", "bf16"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (x @ x.T).dtype == torch.bfloat16
+            found = exact_search(x, x, 5)
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "bf16"]
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.distances, expected.distances)
+
+
+@pytest.mark.parametrize("name", ["queries", "galleries"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bad_numbers_are_named(name: str, bad: float, dtype: torch.dtype) -> None:
+    sides = {"queries": torch.rand(2_000, 4, dtype=dtype), "galleries": torch.rand(2_000, 4, dtype=dtype)}
+    sides[name][[3, 1_500], [1, 2]] = bad
+    with pytest.raises(ValueError, match=rf"finite {name} .* in 2 of 2000 rows, such as rows \[3, 1500\]"):
+        exact_search(**sides, top_k=1)
+
+
+def test_infinite_halves_are_named() -> None:
+    x = torch.tensor([[1.0], [math.inf]], dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"1 of 2 rows, such as rows \[1\]"):
+        exact_search(x, x, 1)
+
+
+def test_bad_arguments() -> None:
+    unchecked = inspect.unwrap(exact_search)  # the tests' own checks of annotations would come first
+    x, items = torch.rand(3, 2), torch.arange(3)
+    for top_k in (0, -1, 1.0, True):
+        with pytest.raises(ValueError, match=f"top_k >= 1 as an int, got {top_k}"):
+            unchecked(x, x, top_k)
+    with pytest.raises(ValueError, match="positive memory_budget in bytes, got 0"):
+        exact_search(x, x, 1, memory_budget=0)
+    for q, g in ((x, torch.rand(3, 4)), (x[0], x), (x, x[None]), (torch.rand(3, 0), torch.rand(3, 0))):
+        with pytest.raises(ValueError, match="of one dim > 0, got"):
+            unchecked(q, g, 1)
+    with pytest.raises(ValueError, match="both or neither"):
+        exact_search(x, x, 1, query_items=items)
+    with pytest.raises(ValueError, match="needs 3 gallery_items"):
+        unchecked(x, x, 1, query_items=items, gallery_items=items[:2])
+    with pytest.raises(ValueError, match="one device, got cpu, meta"):
+        exact_search(x, x.to("meta"), 1)
+
+
+def test_memory_stays_within_the_budget() -> None:
+    """Everything is a duplicate, so that all pairs are measured; all distances alone would take 61 MiB."""
+    script = """
+        import resource, torch
+        from oml.functional.search import exact_search
+        torch.set_num_threads(1)
+        x = torch.ones(4_000, 4)
+        x[::2, 0] = 2.0
+        exact_search(x[:100], x[:100], 5)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        exact_search(x, x, 5, memory_budget=16 * 2**20)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 16 + 8  # outputs, a few numbers per query, what the allocator keeps
