@@ -38,10 +38,10 @@ def test_help_and_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["demo", "--outptu", "x"], "No such option: --outptu Did you mean --output?"),
+        (["demo", "--outptu", "x"], "No such option: --outptu (Possible options: --output). See oml demo --help."),
         (["dmeo"], "No such command 'dmeo'"),
-        (["demo", "--steps", "many"], "'many' is not a valid int"),
-        (["demo", "--steps", "0"], "0 is not in the range x>=1"),
+        (["demo", "--steps", "many"], "Invalid value for '--steps': Input should be a valid integer"),
+        (["demo", "--steps", "0"], "greater than or equal to 1"),
     ],
 )
 def test_what_is_not_understood(arguments: list[str], text: str, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_budget_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -
     items = torch.arange(len(x)) // 3
     expected = exact_search(x, x, 5, query_items=items, gallery_items=items)
     budgets = 1, 100_000, 10**6
-    assert [search._block_sizes(7, 11, budget * 3 // 4) for budget in budgets] == [(1, 32), (8, 32), (32, 64)]
+    assert [search._block_sizes(7, 11, budget * 3 // 4) for budget in budgets] == [(1, 32), (4, 32), (32, 64)]
     for budget in budgets:
         found = exact_search(x, x, 5, query_items=items, gallery_items=items, memory_budget=budget)
         assert torch.equal(found.ids, expected.ids)

@@ -10,9 +10,9 @@ HEAVY = {"torch", "pandas", "matplotlib", "omegaconf", "pytorch_lightning", "tim
 
 def loaded(code: str) -> set[str]:
     """Which of the heavy packages a fresh interpreter has loaded after running some code."""
-    code = f"{code}\nimport sys; print(*sys.modules)"
+    code = f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split()) & HEAVY
+    return set(done.stderr.split()) & HEAVY
 
 
 def test_oml_is_instant() -> None:

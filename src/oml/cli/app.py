@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 
 import oml
@@ -15,6 +14,7 @@ app = typer.Typer(
     help="Train, validate, search and ship models that produce embeddings.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 app.command()(demo)
 
@@ -36,20 +36,18 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves with 0, with 2 if the command was not understood, with 1 if it failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments  # an option of every command, looked at here
     try:
         code = app(args=arguments, prog_name="oml", standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(_say("stopped"))
-    except click.ClickException as error:
-        if debug:
-            raise
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "oml"
-        _say(f"{error.format_message()} See {command} --help.")
-        sys.exit(2)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _say("stopped.")
         sys.exit(130)
+    except typer.TyperException as error:
+        if debug:
+            raise
+        context = getattr(error, "ctx", None)
+        _say(f"{error.format_message().removesuffix('.')}. See {context.command_path if context else 'oml'} --help.")
+        sys.exit(2)
     except Exception as error:
         if debug:
             raise

@@ -32,9 +32,8 @@ def demo(
 
     Examples:
 
-        oml demo
-
-        oml demo --labels 400 --steps 60 --output /tmp/runs
+    - `oml demo`
+    - `oml demo --labels 400 --steps 60 --output /tmp/runs`
     """
     from oml.utils.io import new_folder
 

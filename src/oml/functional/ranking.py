@@ -79,7 +79,7 @@ def average_precision_at_k(is_relevant: Bool[Tensor, "query rank"], k: int) -> F
     return (precision * found).sum(dim=1) / found.sum(dim=1).clamp(min=1)
 
 
-def _first(is_relevant: Tensor, k: int) -> Tensor:
+def _first(is_relevant: Tensor, k: object) -> Tensor:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"A ranking is cut at a positive int k, got {k!r}.")
     return is_relevant[:, :k]

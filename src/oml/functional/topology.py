@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_ROUNDING = 1e-6  # of shares of the variance, if embeddings are float32
+
 
 def pcf(embeddings: Float[Tensor, "item dim"], variances: Sequence[float | int]) -> Float[Tensor, " variance"]:
     """Principal components fraction: the share of the dimensions needed to explain more than some variance.
@@ -43,5 +45,5 @@ def pcf(embeddings: Float[Tensor, "item dim"], variances: Sequence[float | int])
     all_the_same = explained[-1] <= x.numel() * rounding**2
     explained = torch.where(all_the_same, 1, explained / explained[-1])
     limits = torch.tensor(list(variances), dtype=explained.dtype, device=explained.device)
-    n_components = torch.searchsorted(explained, limits + 1e-12 * len(explained), right=True) + 1
+    n_components = torch.searchsorted(explained, limits + _ROUNDING, right=True) + 1
     return n_components / embeddings.shape[1]

@@ -1,0 +1,144 @@
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from oml.functional import distances
+from oml.functional.distances import elementwise_dist, normalise, pairwise_dist
+from oml.utils import misc_torch
+
+
+def literal(x1: Tensor, x2: Tensor, p: int) -> list[list[float]]:
+    return [
+        [sum(abs(u - v) ** p for u, v in zip(a, b, strict=True)) ** (1 / p) for b in x2.double().tolist()]
+        for a in x1.double().tolist()
+    ]
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(0, 6),
+    m=st.integers(0, 6),
+    dim=st.integers(1, 4),
+    p=st.integers(1, 3),
+    grid=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_distances_follow_the_definition(n: int, m: int, dim: int, p: int, grid: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x1, x2 = torch.randn(n, dim, generator=generator), torch.randn(m, dim, generator=generator)
+    if grid:
+        x1, x2 = x1.round(), x2.round()
+    expected = torch.tensor(literal(x1, x2, p)).reshape(n, m)
+    torch.testing.assert_close(pairwise_dist(x1, x2, p), expected)
+    torch.testing.assert_close(elementwise_dist(x1[:m], x2[:n], p), expected.diagonal())
+
+
+@pytest.mark.parametrize(("norm", "gap"), [(1e3, 1e-3), (1.0, 1e-6), (1.0, 1.0), (0.0, 1e-20)])
+def test_near_duplicates_keep_their_digits(norm: float, gap: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = norm * normalise(torch.randn(5, 64, generator=generator))
+    x = centres.repeat_interleave(4, 0) + gap * torch.randn(20, 64, generator=generator)
+    expected = (x[:, None].double() - x.double()).norm(dim=2)
+    torch.testing.assert_close(pairwise_dist(x, x), expected.float(), rtol=1e-6, atol=0)
+    assert (pairwise_dist(x, x).diagonal() == 0).all()
+    if norm > gap:
+        by_product = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist")
+        assert not torch.allclose(by_product, expected.float(), rtol=1e-3, atol=0)
+
+
+def test_a_collapsed_batch_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[1.0, 2.0, 3.0], [-3.0, 1.0, 0.0]])
+    x = centres.repeat_interleave(20, 0) + 1e-6 * torch.randn(40, 3, generator=generator)
+    expected = pairwise_dist(x, x)
+    monkeypatch.setattr(distances, "_NUMBERS", 10)
+    assert torch.equal(pairwise_dist(x, x), expected)
+    torch.testing.assert_close(expected, (x[:, None].double() - x.double()).norm(dim=2).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_gradients_are_true(p: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x1, x2 = (torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert gradcheck(lambda a, b: pairwise_dist(a, b, p), (x1, x2))
+    assert gradcheck(lambda a, b: elementwise_dist(a, b, p), (x1, x2))
+    assert gradcheck(lambda a: pairwise_dist(a, a[1:] * 2, p), x1)
+    assert gradcheck(lambda a: normalise(a, p), x1)
+
+
+@pytest.mark.parametrize(("p", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)])
+def test_gradients_are_zero_where_the_distance_is(p: int, dtype: torch.dtype) -> None:
+    rows = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 2.0]], dtype=dtype)
+    x = rows.clone().requires_grad_()
+    pairwise_dist(x, x, p).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[-2, 0], [-2, 0], [4, 0]]  # each of 4 ordered pairs pulls with force 1
+    x1, x2 = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    elementwise_dist(x1, x2, p).sum().backward()
+    for x in (x1, x2):
+        assert x.grad is not None
+        assert (x.grad == 0).all()
+    assert pairwise_dist(rows, rows).dtype == dtype
+
+
+def test_gradients_of_near_duplicates_keep_their_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (100 + 1e-4 * torch.randn(6, 16, generator=generator)).requires_grad_()
+    weights = torch.randn(6, 6, generator=generator)
+    (pairwise_dist(x, x) * weights).sum().backward()
+    y = x.detach().double().requires_grad_()
+    gaps = y[:, None] - y
+    (gaps.square().sum(dim=2).clamp(min=1e-300).sqrt() * weights).sum().backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    torch.testing.assert_close(x.grad, y.grad.float())
+
+
+def test_gradient_reaches_one_side_alone() -> None:
+    x1, x2 = torch.eye(2, requires_grad=True), torch.eye(2)
+    pairwise_dist(x1, x2).sum().backward()
+    assert x1.grad is not None
+    torch.testing.assert_close(x1.grad, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]) / math.sqrt(2))
+
+
+def test_normalise_follows_the_definition() -> None:
+    x = torch.tensor([[3.0, -4.0], [1e-30, 0.0], [1e30, 1e30], [0.0, 0.0], [-2.0, 0.0]])
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(
+        normalise(x), torch.tensor([[0.6, -0.8], [1.0, 0.0], [half, half], [0.0, 0.0], [-1.0, 0.0]])
+    )
+    torch.testing.assert_close(normalise(x[:1], p=1), torch.tensor([[3 / 7, -4 / 7]]))
+    assert normalise(torch.full((1, 4), 6e4, dtype=torch.float16)).tolist() == [[0.5] * 4]  # their norm exceeds float16
+
+
+def test_normalise_has_the_tangential_gradient() -> None:
+    """The described system detaches the norm: moving along the vector would then change the result."""
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-20, 0.0]], requires_grad=True)
+    normalise(x).sum().backward()
+    assert x.grad is not None
+    # (I - n n') / |x| applied to (1, 1), for n = (0.6, 0.8) and |x| = 5
+    torch.testing.assert_close(x.grad[0], torch.tensor([(1 - 0.84) / 5, (1 - 1.12) / 5]))
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(x.grad[2], torch.tensor([0.0, 1e20]))
+
+
+def test_old_import_path() -> None:
+    assert misc_torch.pairwise_dist is pairwise_dist
+    assert misc_torch.elementwise_dist is elementwise_dist
+    assert misc_torch.normalise is normalise
+
+
+def test_bad_shapes() -> None:
+    x = torch.rand(3, 2)
+    with pytest.raises(ValueError, match=r"elementwise_dist needs two tensors .* got \(3, 2\) and \(2, 2\)"):
+        inspect.unwrap(elementwise_dist)(x, x[:2])
+    with pytest.raises(ValueError, match=r"pairwise_dist needs tensors .* got shapes \(3, 2\) and \(3, 1\)"):
+        inspect.unwrap(pairwise_dist)(x, x[:, :1])
+    with pytest.raises(ValueError, match=r"normalise needs a tensor .* got shape \(3,\)"):
+        inspect.unwrap(normalise)(x[:, 0])
