@@ -38,6 +38,19 @@ def test_gradients_reach_the_embeddings(miner: ITripletsMinerInBatch) -> None:
     assert (points.grad != 0).all()
 
 
+def test_gradients_repeat_bit_for_bit(miner: ITripletsMinerInBatch) -> None:
+    labels = torch.arange(16).repeat_interleave(4)
+    points = torch.randn(64, 1280, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def gradient() -> Tensor:
+        anchor, positive, negative = miner.sample(points, labels)
+        loss = ((anchor - positive).norm(dim=1) - (anchor - negative).norm(dim=1)).mean()
+        return torch.autograd.grad(loss, points)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(10))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_is_kept(miner: ITripletsMinerInBatch, dtype: torch.dtype) -> None:
     assert all(part.dtype == dtype for part in miner.sample(POINTS.to(dtype), LABELS))

@@ -50,7 +50,7 @@ def test_every_promised_file_is_there(report: DemoReport) -> None:
     assert OmegaConf.load(report.files["config"]) == load_demo_config(SMALL)
     with Image.open(report.files["worst queries"]) as picture:
         assert min(picture.size) > 400
-    assert "triplet_loss_step" in pd.read_csv(report.files["training log"]).columns
+    assert "triplet_loss_epoch" in pd.read_csv(report.files["training log"]).columns
 
 
 @pytest.mark.slow
@@ -98,7 +98,8 @@ def test_the_same_seed_gives_the_same_bits(report: DemoReport, data: Path, tmp_p
 def test_no_label_has_two_parts(tmp_path: Path) -> None:
     from oml.lightning.pipelines.demo import _hold_out
 
-    df = load_glyphs(tmp_path / "glyphs", image_size=32, n_labels=30).df_train
+    df = load_glyphs(tmp_path / "glyphs", image_size=32, n_labels=60).df_train
+    assert _hold_out(df, 30, seed=0)[1]["label"].nunique() == 6  # a fifth at most
     train, held_out = _hold_out(df, 5, seed=0)
     assert set(train["label"]).isdisjoint(held_out["label"])
     assert len(train) + len(held_out) == len(df)

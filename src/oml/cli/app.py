@@ -1,5 +1,7 @@
 """Entry point: the commands, and how their errors reach a person."""
 
+import errno
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves with 0, with 2 if the command was not understood, with 1 if it failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments  # an option of every command, looked at here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not that it could not cache its list of fonts
     try:
         code = app(args=arguments, prog_name="oml", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -57,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        file = f" {error.filename}" if error.filename else ""
+        return f"cannot write{file}: {error.strerror}. Free some space or name a folder on another disk, and run again."
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     expected = isinstance(error, OSError | ValueError | TypeError | KeyError | ModuleNotFoundError)
     return text if expected and text else f"{type(error).__name__}: {text}"

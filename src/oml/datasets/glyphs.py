@@ -37,6 +37,8 @@ from oml.datasets._cached import (
     write_folder,
 )
 
+__all__ = ["MIN_FACES", "Glyphs", "load_glyphs"]
+
 GLYPHS = "glyphs"
 FORMAT = 1  # raise it whenever the same recipe would give other images or another table
 TABLE = "df.csv"

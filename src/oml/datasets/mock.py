@@ -38,6 +38,8 @@ from oml.datasets._cached import (
 )
 from oml.utils.io import atomic_path
 
+__all__ = ["download_mock_dataset"]
+
 logger = logging.getLogger(__name__)
 
 MOCK = "mock"

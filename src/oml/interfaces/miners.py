@@ -40,7 +40,12 @@ class ITripletsMinerInBatch(ITripletsMiner):
             ValueError: if there is not one integer label per embedding.
         """
         ids = self.mine(features.detach(), self._checked_labels(features, labels))
-        return features[ids.anchor], features[ids.positive], features[ids.negative]
+        # not features[ids]: on several threads its backward pass adds in an order that differs from run to run
+        return (
+            features.index_select(0, ids.anchor),
+            features.index_select(0, ids.positive),
+            features.index_select(0, ids.negative),
+        )
 
     def _checked_labels(self, features: Tensor, labels: TLabels) -> Tensor:
         labels = torch.as_tensor(labels, device=features.device)

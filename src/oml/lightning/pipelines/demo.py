@@ -158,8 +158,9 @@ def _extractor(config: DictConfig, weights: Path | None = None) -> Any:
 
 
 def _hold_out(df: DataFrame, n_labels: int, seed: int) -> tuple[DataFrame, DataFrame]:
-    """The table without some of its labels, and these, each item both query and gallery."""
-    labels = np.random.default_rng(seed).permutation(df[LABELS_COLUMN].unique())[:n_labels]
+    """The table without some of its labels (a fifth at most), and these, each item both query and gallery."""
+    labels = np.random.default_rng(seed).permutation(df[LABELS_COLUMN].unique())
+    labels = labels[: min(n_labels, len(labels) // 5)]
     chosen = df[LABELS_COLUMN].isin(labels)
     return df[~chosen], df[chosen].assign(**{IS_QUERY_COLUMN: True, IS_GALLERY_COLUMN: True})
 
