@@ -90,6 +90,7 @@ def test_a_broken_image_in_the_cache(tmp_path: Path) -> None:
     line = error_line(run("demo", *SMALL, "--data", data, cwd=tmp_path), code=1)
     assert broken.name in line
     assert f"Delete the folder {data}" in line
+    assert len(list((tmp_path / "runs").iterdir())) == 1  # that of the first run
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """``oml demo``."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,11 +50,16 @@ def demo(
     with console.status("Loading torch and Lightning"):
         from oml.lightning.pipelines.demo import demo_pipeline, load_demo_config
     config = load_demo_config({"n_labels": labels, "steps": steps, "image_size": image_size, "seed": seed})
-    report = demo_pipeline(config, run, data, console)
-    _show(report, console)
+    try:
+        report = demo_pipeline(config, run, data, console)
+    except BaseException:
+        with suppress(OSError):
+            run.rmdir()  # if it is empty
+        raise
+    _show(report, steps, console)
 
 
-def _show(report: "DemoReport", console: "Console") -> None:
+def _show(report: "DemoReport", steps: int, console: "Console") -> None:
     from rich.table import Table
 
     table = Table(
@@ -68,12 +74,14 @@ def _show(report: "DemoReport", console: "Console") -> None:
     console.print("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()))
     for name, path in report.files.items():
         console.print(f"{name:>14}: {path}", soft_wrap=True, highlight=False)
+    arguments = f"{str(report.files['checkpoint'])!r}, arch='efficientnet_lite0', normalise_features=True"
     console.print(
         "\nTry next:\n"
-        "  look at the worst queries above: what would you have answered?\n"
-        f"  oml demo --steps {480}    train longer\n"
-        "  load the model: TimmExtractor(weights=<checkpoint>, arch='efficientnet_lite0', normalise_features=True)\n"
-        "  your own images: README.md, 'Training'",
+        "  look at the worst queries: what would you have answered?\n"
+        f"  train for longer:     oml demo --steps {2 * steps}\n"
+        f"  load the network:     oml.models.TimmExtractor({arguments})\n"
+        "  use your own images:  docs/data_format.md, and 'Training' in README.md",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
