@@ -52,6 +52,12 @@ def test_near_duplicates_keep_their_digits(norm: float, gap: float) -> None:
         assert not torch.allclose(by_product, expected.float(), rtol=1e-3, atol=0)
 
 
+def test_a_far_mean_costs_no_digits() -> None:
+    x = 1e3 + 2 * torch.randn(20, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = (x[:, None] - x).norm(dim=2)
+    torch.testing.assert_close(pairwise_dist(x, x), expected, rtol=1e-13, atol=0)
+
+
 def test_a_collapsed_batch_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[1.0, 2.0, 3.0], [-3.0, 1.0, 0.0]])

@@ -50,6 +50,12 @@ def test_values_known_in_closed_form() -> None:
     assert found.high == pytest.approx(0.6 + half, abs=0.004)
 
 
+def test_a_cluster_weighs_as_much_as_it_has_queries() -> None:
+    # one query at 0, nine at 1: in half of the resamples both clusters are drawn, and the mean is 0.9, not 0.5
+    clusters = torch.tensor([5, *[3] * 9])
+    assert bootstrap_interval((clusters == 3).double(), clusters=clusters, confidence=0.3) == (0.9, 0.9, 0.9)
+
+
 def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     generator = torch.Generator().manual_seed(0)
     n_trials, held = 300, 0

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def demo(
     output: Annotated[Path, typer.Option(help="Folder in which to make the run's own folder.")] = Path("runs"),
     data: Annotated[Path | None, typer.Option(help="Folder for the images; by default one of the cache.")] = None,
-    labels: Annotated[int | None, typer.Option(min=60, help="Characters of Glyphs to use; by default all.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 240,
+    labels: Annotated[int, typer.Option(min=60, help="Characters of Glyphs to use; there are about 3,000.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 200,
     image_size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 64,
     seed: Annotated[
         int, typer.Option(help="Of everything random; a run with the same seed gives the same figures.")

@@ -46,7 +46,7 @@ class RetrievalResults:
         n_relevant: how many items of its label a query could find, itself left out.
 
     Raises:
-        ValueError: if sizes do not fit, or something was retrieved that is not in the gallery.
+        ValueError: if sizes do not fit, or a query retrieved itself or something that is not in the gallery.
 
     Example:
         >>> results = RetrievalResults(
@@ -82,11 +82,12 @@ class RetrievalResults:
                 f"RetrievalResults needs retrieved_ids and distances (query, rank) of {len(query_ids)} queries, got "
                 f"{tuple(retrieved_ids.shape)} and {tuple(distances.shape)}."
             )
-        known = torch.isin(retrieved_ids, gallery_ids) | (retrieved_ids == -1)
-        if len(rows := (~known).any(dim=1).nonzero().squeeze(1)):
+        allowed = torch.isin(retrieved_ids, gallery_ids) & (retrieved_ids != query_ids[:, None])
+        if len(rows := (~allowed & (retrieved_ids != -1)).any(dim=1).nonzero().squeeze(1)):
             raise ValueError(
-                f"RetrievalResults needs retrieved ids out of the gallery, got others in {len(rows)} rows, such as "
-                f"{retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}. Ids are positions in the data set."
+                "RetrievalResults needs retrieved ids out of the gallery and other than the query's own, got others "
+                f"in {len(rows)} rows, such as {retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}. "
+                "Ids are positions in the data set."
             )
         self.query_ids = query_ids
         self.query_labels = query_labels
@@ -128,8 +129,8 @@ class RetrievalResults:
         Raises:
             NothingToFindError: see ``on_missing``; the text has their number and the first rows. Also raised if
                 no query at all has anything to find.
-            ValueError: if sizes differ, labels are not integers, there are no queries or no galleries, or the
-                embeddings are not finite.
+            ValueError: if sizes differ, labels are not integers, there are no queries or no galleries, the
+                embeddings are not finite, or ``on_missing`` is something else.
 
         Example:
             >>> everyone = torch.ones(4, dtype=torch.bool)
@@ -141,6 +142,8 @@ class RetrievalResults:
             >>> results.is_relevant[:, 0]
             tensor([ True,  True, False,  True])
         """
+        if on_missing not in ("raise", "ignore"):
+            raise ValueError(f"RetrievalResults knows on_missing 'raise' and 'ignore', got {on_missing!r}.")
         sizes = [len(embeddings), len(labels), len(is_query), len(is_gallery)]
         if len(set(sizes)) > 1 or labels.is_floating_point():
             raise ValueError(
@@ -298,6 +301,6 @@ def _count_relevant(query_ids: Tensor, query_labels: Tensor, gallery_ids: Tensor
     values, counts = gallery_labels.unique(return_counts=True)
     if len(values) == 0:
         return torch.zeros_like(query_ids)
-    place = torch.searchsorted(values, query_labels).clamp(max=len(values) - 1)
+    place = torch.searchsorted(values, query_labels.contiguous()).clamp(max=len(values) - 1)
     found = torch.where(values[place] == query_labels, counts[place], 0)
     return found - torch.isin(query_ids, gallery_ids).long()

@@ -97,6 +97,7 @@ def demo_pipeline(
         root, df_train, df_val = load_glyphs(
             data_root, image_size=config.image_size, n_labels=config.n_labels, on_progress=on_progress
         )
+        on_progress(len(df_train) + len(df_val), len(df_train) + len(df_val))
     extractor = _extractor(config)
     transform = get_transforms_by_cfg(config.transforms)
     df_train, df_held_out = _hold_out(df_train, config.n_labels_held_out, config.seed)

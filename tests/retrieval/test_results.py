@@ -1,0 +1,269 @@
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from oml.retrieval import NothingToFindError, RetrievalResults
+
+FIELDS = ["query_ids", "query_labels", "gallery_ids", "gallery_labels", "retrieved_ids", "distances"]
+
+
+def assert_equal(found: RetrievalResults, expected: RetrievalResults) -> None:
+    for name in (*FIELDS, "is_relevant", "n_relevant"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def problem(n: int, n_labels: int, roles: str, seed: int) -> dict[str, Any]:
+    """Items on so coarse a grid that ties and duplicates are common, labels that may occur once."""
+    generator = torch.Generator().manual_seed(seed)
+    everyone = torch.ones(n, dtype=torch.bool)
+    is_query = everyone if roles == "shared" else torch.rand(n, generator=generator) < 0.5
+    is_gallery = {"shared": everyone, "separate": ~is_query}.get(roles, torch.rand(n, generator=generator) < 0.7)
+    return {
+        "embeddings": torch.randint(3, (n, 2), generator=generator).float(),
+        "labels": torch.randint(n_labels, (n,), generator=generator) - 1,
+        "is_query": is_query,
+        "is_gallery": is_gallery,
+    }
+
+
+def literal(
+    embeddings: Tensor, labels: Tensor, is_query: Tensor, is_gallery: Tensor, top_k: int
+) -> dict[int, dict[str, list[Any]]]:
+    """What each query finds and should find, item by item."""
+    found = {}
+    galleries = [g for g in range(len(labels)) if is_gallery[g]]
+    for q in range(len(labels)):
+        if is_query[q]:
+            others = [g for g in galleries if g != q]
+            ranked = sorted((float((embeddings[q] - embeddings[g]).double().norm()), g) for g in others)
+            ranked = [*ranked, (math.inf, -1)][: min(top_k, len(galleries))]
+            found[q] = {
+                "retrieved": [g for _, g in ranked],
+                "distances": [distance for distance, _ in ranked],
+                "is_relevant": [g >= 0 and bool(labels[g] == labels[q]) for _, g in ranked],
+                "gt": [g for g in others if labels[g] == labels[q]],
+            }
+    return found
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 12),
+    n_labels=st.integers(1, 4),
+    roles=st.sampled_from(["shared", "separate", "mixed"]),
+    top_k=st.integers(1, 14),
+    seed=st.integers(0, 999),
+)
+def test_results_follow_the_definition(n: int, n_labels: int, roles: str, top_k: int, seed: int) -> None:
+    data = problem(n, n_labels, roles, seed)
+    if not data["is_query"].any() or not data["is_gallery"].any():
+        with pytest.raises(ValueError, match="RetrievalResults needs at least one"):
+            RetrievalResults.from_embeddings(**data, top_k=top_k)
+        return
+    expected = literal(**data, top_k=top_k)
+    lost = [q for q in expected if not expected[q]["gt"]]
+    if lost:
+        with pytest.raises(NothingToFindError, match=f"{len(lost)} of {len(expected)} queries have nothing to find"):
+            RetrievalResults.from_embeddings(**data, top_k=top_k)
+    if len(lost) == len(expected):
+        with pytest.raises(NothingToFindError):
+            RetrievalResults.from_embeddings(**data, top_k=top_k, on_missing="ignore")
+        return
+    if lost:
+        with pytest.warns(UserWarning, match="They are left out"):
+            results = RetrievalResults.from_embeddings(**data, top_k=top_k, on_missing="ignore")
+    else:
+        results = RetrievalResults.from_embeddings(**data, top_k=top_k)
+    kept = [q for q in expected if q not in lost]
+    assert len(results) == len(kept)
+    assert results.query_ids.tolist() == kept
+    assert results.gallery_ids.tolist() == data["is_gallery"].nonzero().squeeze(1).tolist()
+    for row, q in enumerate(kept):
+        assert results.retrieved_ids[row].tolist() == expected[q]["retrieved"]
+        assert results.distances[row].tolist() == pytest.approx(expected[q]["distances"])
+        assert results.is_relevant[row].tolist() == expected[q]["is_relevant"]
+        assert results.n_relevant[row] == len(expected[q]["gt"])
+        assert results.gt_ids(row).tolist() == expected[q]["gt"]
+
+
+def test_exactly_one_query() -> None:
+    """AssertionError without text in the described system."""
+    is_query = torch.tensor([False, True, False])
+    results = RetrievalResults.from_embeddings(
+        torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([3, 3, 4]), is_query, ~is_query, top_k=5
+    )
+    assert results.retrieved_ids.tolist() == [[0, 2]]
+    assert results.is_relevant.tolist() == [[True, False]]
+    assert results.n_relevant.tolist() == [1]
+    assert repr(results) == "RetrievalResults(1 queries, 2 galleries, top 2)"
+
+
+def test_an_item_never_retrieves_itself_not_even_among_copies() -> None:
+    everyone = torch.ones(30, dtype=torch.bool)
+    x = torch.ones(30, 4)
+    results = RetrievalResults.from_embeddings(x, torch.zeros(30, dtype=torch.int64), everyone, everyone, top_k=29)
+    assert (results.retrieved_ids != results.query_ids[:, None]).all()
+    assert results.retrieved_ids[0].tolist() == list(range(1, 30))
+    assert (results.n_relevant == 29).all()
+
+
+def test_labels_beyond_what_float32_can_count() -> None:
+    labels = 2**24 + torch.tensor([0, 0, 1, 1])  # as float32, all but the last would be equal
+    everyone = torch.ones(4, dtype=torch.bool)
+    results = RetrievalResults.from_embeddings(torch.arange(4.0)[:, None], labels, everyone, everyone, top_k=3)
+    assert results.n_relevant.tolist() == [1, 1, 1, 1]
+    assert results.is_relevant[1].tolist() == [True, False, False]
+
+
+def test_queries_with_nothing_to_find_are_named() -> None:
+    everyone = torch.ones(8, dtype=torch.bool)
+    labels = torch.tensor([0, 5, 0, 6, 7, 8, 0, 9])
+    with pytest.raises(NothingToFindError, match=r"5 of 8 .* rows \[1, 3, 4\], with labels \[5, 6, 7\], and 2 more"):
+        RetrievalResults.from_embeddings(torch.rand(8, 2), labels, everyone, everyone, top_k=1)
+    with pytest.raises(AssertionError):  # what old callers catch
+        RetrievalResults.from_embeddings(torch.rand(8, 2), labels, everyone, everyone, top_k=1)
+
+
+def test_queries_left_out_change_nothing_for_the_others() -> None:
+    data = problem(12, 2, "shared", seed=0)
+    expected = RetrievalResults.from_embeddings(**data, top_k=4)
+    data["labels"] = torch.cat([data["labels"], torch.tensor([77])])
+    data["embeddings"] = torch.cat([data["embeddings"], torch.tensor([[100.0, 100.0]])])
+    data["is_query"] = torch.ones(13, dtype=torch.bool)
+    data["is_gallery"] = data["is_query"].clone()
+    data["is_gallery"][12] = False
+    with pytest.warns(UserWarning, match=r"1 of 13 queries .* rows \[12\], with labels \[77\]\. They are left out"):
+        assert_equal(RetrievalResults.from_embeddings(**data, top_k=4, on_missing="ignore"), expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(n_parts=st.integers(1, 4), roles=st.sampled_from(["shared", "separate"]), seed=st.integers(0, 999))
+def test_parts_merge_to_the_whole(n_parts: int, roles: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings, labels = torch.randint(4, (16, 2), generator=generator).float(), torch.arange(16) % 4
+    everyone = torch.ones(16, dtype=torch.bool)
+    is_query = everyone if roles == "shared" else torch.arange(16) < 8
+    is_gallery = everyone if roles == "shared" else ~is_query
+    whole = RetrievalResults.from_embeddings(embeddings, labels, is_query, is_gallery, top_k=5)
+    part_of = torch.randint(n_parts, (16,), generator=generator)
+    parts = [
+        RetrievalResults.from_embeddings(embeddings, labels, is_query & (part_of == part), is_gallery, top_k=5)
+        for part in range(n_parts)
+        if (is_query & (part_of == part)).any()
+    ]
+    assert_equal(RetrievalResults.merge(parts), whole)
+    assert_equal(RetrievalResults.merge(parts[::-1]), whole)
+
+
+def test_what_does_not_belong_together_is_not_merged() -> None:
+    everyone = torch.ones(6, dtype=torch.bool)
+    x, labels, first = torch.rand(6, 2), torch.arange(6) // 3, torch.arange(6) < 3
+    part = RetrievalResults.from_embeddings(x, labels, first, everyone, top_k=2)
+    for other, message in (
+        (RetrievalResults.from_embeddings(x, labels, ~first, ~first, top_k=2), "the same gallery"),
+        (RetrievalResults.from_embeddings(x, labels + 1, ~first, everyone, top_k=2), "the same gallery"),
+        (RetrievalResults.from_embeddings(x, labels, ~first, everyone, top_k=3), "the same top_k"),
+        (RetrievalResults.from_embeddings(x, labels, everyone, everyone, top_k=2), r"3 queries twice, such as \[0, 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RetrievalResults.merge([part, other])
+    with pytest.raises(ValueError, match="one part or more"):
+        RetrievalResults.merge([])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_files_hold_everything(tmp_path: Path, dtype: torch.dtype) -> None:
+    everyone = torch.ones(2, dtype=torch.bool)
+    labels = torch.tensor([4, 4], dtype=torch.int32)
+    results = RetrievalResults.from_embeddings(torch.rand(2, 3, dtype=dtype), labels, everyone, everyone, top_k=2)
+    assert (results.retrieved_ids[:, 1] == -1).all()  # empty places too
+    path = tmp_path / "folder" / "results.safetensors"
+    results.save(path)
+    loaded = RetrievalResults.load(str(path))
+    assert_equal(loaded, results)
+    assert all(getattr(loaded, name).dtype == getattr(results, name).dtype for name in FIELDS)
+    loaded.save(path)
+    assert [file.name for file in path.parent.iterdir()] == ["results.safetensors"]
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    ids = torch.arange(6).reshape(3, 2)
+    results = RetrievalResults(ids[:, 0], ids[:, 0], ids[:, 0], ids[:, 0], ids[[1, 2, 0], :1], torch.ones(3, 1))
+    results.save(tmp_path / "results.safetensors")
+    assert_equal(RetrievalResults.load(tmp_path / "results.safetensors"), results)
+
+
+def test_other_files_are_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        RetrievalResults.load(tmp_path / "none.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors' holds \['weight'\] instead of \['distances'"):
+        RetrievalResults.load(tmp_path / "model.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors at all")
+    with pytest.raises(ValueError, match=r"RetrievalResults\.load needs a file that save\(\) wrote, not '"):
+        RetrievalResults.load(tmp_path / "text.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.tensor([0])
+    results = RetrievalResults(one, one, one + 1, one, torch.tensor([[1]]), torch.tensor([[0.5]]))
+    path = tmp_path / "results.safetensors"
+    results.save(path)
+    content = path.read_bytes()
+
+    def half_written(tensors: dict[str, Tensor], filename: Path) -> None:
+        filename.write_bytes(content[:20])
+        raise OSError("disk full")
+
+    monkeypatch.setattr("oml.retrieval.results.save_file", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        results.save(path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bad_parts_are_refused() -> None:
+    ids, labels = torch.arange(3), torch.tensor([0, 0, 1])
+    good = {
+        "query_ids": ids,
+        "query_labels": labels,
+        "gallery_ids": ids,
+        "gallery_labels": labels,
+        "retrieved_ids": torch.tensor([[1], [0], [-1]]),
+        "distances": torch.tensor([[1.0], [1.0], [math.inf]]),
+    }
+    assert RetrievalResults(**good).n_relevant.tolist() == [1, 1, 0]
+    unchecked = inspect.unwrap(RetrievalResults.__init__)  # the tests' own checks of annotations would come first
+    for bad, message in (
+        ({"query_labels": labels[:2]}, "a label per id, got 2 for 3 queries"),
+        ({"distances": torch.ones(3, 2)}, r"got \(3, 1\) and \(3, 2\)"),
+        ({"retrieved_ids": torch.ones(2, 1), "distances": torch.ones(2, 1)}, "of 3 queries, got"),
+        ({"retrieved_ids": torch.tensor([[1], [7], [-2]])}, r"in 2 rows, such as \[7\] in row 1"),
+        ({"retrieved_ids": torch.tensor([[1], [1], [0]])}, r"other than the query's own, .* such as \[1\] in row 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unchecked(object.__new__(RetrievalResults), **{**good, **bad})
+
+
+def test_bad_data_is_refused() -> None:
+    data = problem(6, 1, "shared", seed=0)
+    unchecked = inspect.unwrap(RetrievalResults.from_embeddings.__func__)
+    for bad, message in (
+        ({"labels": data["labels"].float()}, r"integer label .* labels of torch\.float32"),
+        ({"is_query": data["is_query"][:4]}, "of 6, 6, 4, 6 items"),
+        ({"on_missing": "skip"}, "'raise' and 'ignore', got 'skip'"),
+        ({"is_gallery": ~data["is_gallery"]}, "at least one gallery, none of the 6 items is one"),
+        ({"is_query": ~data["is_query"]}, "at least one query, none of the 6 items is one"),
+        ({"top_k": 0}, "top_k >= 1"),
+        ({"embeddings": data["embeddings"] * math.nan}, "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unchecked(RetrievalResults, **{**data, "top_k": 1, **bad})
