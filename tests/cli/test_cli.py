@@ -32,6 +32,9 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
 def test_help_and_version(tmp_path: Path) -> None:
     assert "demo" in run("--help", cwd=tmp_path).stdout
     assert "--image-size" in run("demo", "--help", cwd=tmp_path).stdout
+    bare = run(cwd=tmp_path)
+    assert "Usage: oml" in bare.stdout + bare.stderr
+    assert "oml: " not in bare.stderr
     assert run("--version", cwd=tmp_path).stdout == f"oml {oml.__version__}\n"
 
 

@@ -59,9 +59,16 @@ def test_no_code_runs_from_a_checkpoint(name: str, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"state_dict": Malicious()}, tmp_path / "weights.ckpt")
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(ValueError, match=r"weights.ckpt' is no checkpoint of tensors alone"):
         build(name, weights=tmp_path / "weights.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_a_file_of_another_kind(name: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"weights.{suffix}").write_text("epoch,loss\n1,0.5\n")
+    with pytest.raises(ValueError, match="is no checkpoint of tensors alone"):
+        build(name, weights=tmp_path / f"weights.{suffix}")
 
 
 def test_missing_and_foreign_checkpoints(name: str, tmp_path: Path) -> None:

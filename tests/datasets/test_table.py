@@ -85,13 +85,22 @@ BREAKS = {
     ),
     "empty role": (lambda t: t.assign(is_query=[*t.is_query[:7], None]), r"is_query must be true or false.* row 7"),
     "no role": (
-        lambda t: t.assign(is_query=[*t.is_query[:7], False], is_gallery=[*t.is_gallery[:7], False]),
+        lambda t: t.assign(
+            label=t.label.clip(upper=2), is_query=[*t.is_query[:7], False], is_gallery=[*t.is_gallery[:7], False]
+        ),
         r"neither is row 7",
     ),
     "no gallery": (
         lambda t: t.assign(is_gallery=[*t.is_gallery[:6], False, False]),
         r"every query .* rows 6, 7 with \[3, 3\]",
     ),
+    "nothing but itself": (
+        lambda t: t.assign(label=[*t.label[:7], 4]),
+        r"in another row than its own; it does not for rows 6, 7 with \[3, 4\]",
+    ),
+    "category": (lambda t: t.assign(category=[None, *t.category[1:]]), r"category must be given .* row 0"),
+    "columns twice": (lambda t: t[[*t.columns, "label"]], r"columns \['label'\] occur twice"),
+    "no rows": (lambda t: t.iloc[:0], r"no rows"),
     "float label": (lambda t: t.assign(label=t.label.astype(float)), r"whole numbers \(int64\); it is of type float64"),
     "text label": (lambda t: t.assign(label=t.label.astype(str)), r"whole numbers \(int64\)"),
     "no file": (lambda t: t.assign(path=["x.jpg", *t.path[1:]]), r"there is none for row 0 with \['x.jpg'\]"),

@@ -142,6 +142,26 @@ def test_parts_can_be_switched_off() -> None:
         EmbeddingMetrics(cmc_top_k=(), precision_top_k=(), map_top_k=())
 
 
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ({"cmc_top_k": (0,)}, "in cmc_top_k, got \\[0\\]"),
+        ({"map_top_k": (1, -1)}, "in map_top_k"),
+        ({"pfc_variance": (50.0,)}, "in pfc_variance"),
+        ({"extra_keys": "paths"}, "got the text 'paths'"),
+    ],
+)
+def test_arguments_are_checked_before_an_epoch_is_spent(argument: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        EmbeddingMetrics(**argument)
+
+
+def test_no_category_takes_the_name_of_all() -> None:
+    batch = one_vs_rest(LINE, LABELS, categories=["OVERALL", *CATEGORIES[1:]])
+    with pytest.raises(ValueError, match="keeps the name 'OVERALL'"):
+        compute([batch], categories_key="categories")
+
+
 def test_only_the_main_category_is_returned_if_asked() -> None:
     batch = one_vs_rest(LINE, LABELS, categories=CATEGORIES)
     metric = compute([batch], categories_key="categories", return_only_main_category=True)

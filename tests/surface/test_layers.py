@@ -1,4 +1,4 @@
-"""Imports point down. The order is that of docs/layout.md."""
+"""Imports point down. The order is that of docs/index.md."""
 
 import ast
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             assert node.module is not None
-            yield node.module
+            yield from (f"oml.{alias.name}" for alias in node.names) if node.module == "oml" else [node.module]
 
 
 def module_of(path: Path) -> str:

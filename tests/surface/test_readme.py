@@ -17,6 +17,12 @@ def test_all_blocks_are_found() -> None:
     assert {"vanilla-train", "vanilla-validation", "lightning"} <= set(BLOCKS)
 
 
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README.read_text())
+    assert len(links) > 3
+    assert [link for link in links if not (README.parent / link).is_file()] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_runs(name: str, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.TyperException as error:
         if debug:
             raise
+        if not error.format_message():  # the help was shown, as there were no arguments
+            sys.exit(2)
         context = getattr(error, "ctx", None)
         _say(f"{error.format_message().removesuffix('.')}. See {context.command_path if context else 'oml'} --help.")
         sys.exit(2)

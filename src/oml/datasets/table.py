@@ -65,11 +65,15 @@ def check_retrieval_dataframe_format(
 def inspect_table(table: DataFrame, dataset_root: Path | str | None = None) -> Findings:
     """Violations and remarks of a table, for those who want to show them their own way."""
     table = table.reset_index(drop=True)  # an index with repeats would mark the wrong rows
+    if twice := table.columns[table.columns.duplicated()].tolist():
+        return Findings([f"columns {twice} occur twice."], [])
     if missing := [column for column in OBLIGATORY_COLUMNS if column not in table.columns]:
         return Findings([f"columns {missing} are missing; the table has {list(table.columns)}."], [])
-    rules = (_bad_splits, _bad_roles, _bad_labels, _bad_boxes)
-    violations = [text for rule in rules for text in rule(table)]
-    return Findings([*violations, *_bad_paths(table, dataset_root)], list(_remarks(table)))
+    if table.empty:
+        return Findings(["the table has no rows."], [])
+    rules = (_bad_splits, _bad_roles, _bad_labels, _bad_categories, _bad_boxes)
+    violations = [text for rule in rules for text in rule(table)] + list(_bad_paths(table, dataset_root))
+    return Findings(violations, [] if violations else list(_remarks(table)))
 
 
 def rows_where(mask: Series | np.ndarray, values: Series | None = None) -> str:
@@ -102,14 +106,13 @@ def _bad_roles(table: DataFrame) -> Iterator[str]:
         roles = table[[IS_QUERY_COLUMN, IS_GALLERY_COLUMN]].astype(object) == True  # noqa: E712
         if (bad := is_validation & ~roles.any(axis=1)).any():
             yield f"a validation row must be a query or a gallery or both; neither is {rows_where(bad)}."
-        queries, galleries = (
-            table[is_validation & (table[column].astype(object) == True)][LABELS_COLUMN]  # noqa: E712
-            for column in (IS_QUERY_COLUMN, IS_GALLERY_COLUMN)
-        )
-        if not (found := queries.isin(galleries)).all():
-            bad = table.index.isin(queries.index[~found])
+        is_query, is_gallery = (is_validation & roles[column] for column in (IS_QUERY_COLUMN, IS_GALLERY_COLUMN))
+        others = (
+            is_gallery.groupby(table[LABELS_COLUMN], sort=False).transform("sum") - is_gallery
+        )  # an item never finds itself
+        if (bad := is_query & (others == 0)).any():
             yield (
-                "the label of every query must occur in the gallery; it does not for "
+                "the label of every query must occur in the gallery, in another row than its own; it does not for "
                 f"{rows_where(bad, table[LABELS_COLUMN])}."
             )
 
@@ -117,6 +120,11 @@ def _bad_roles(table: DataFrame) -> Iterator[str]:
 def _bad_labels(table: DataFrame) -> Iterator[str]:
     if table[LABELS_COLUMN].dtype != np.int64:
         yield f"label must be a column of whole numbers (int64); it is of type {table[LABELS_COLUMN].dtype}."
+
+
+def _bad_categories(table: DataFrame) -> Iterator[str]:
+    if CATEGORIES_COLUMN in table.columns and (bad := table[CATEGORIES_COLUMN].isna()).any():
+        yield f"category must be given in every row, or the column left out; it is empty in {rows_where(bad)}."
 
 
 def _bad_paths(table: DataFrame, dataset_root: Path | str | None) -> Iterator[str]:

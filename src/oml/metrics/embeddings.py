@@ -84,6 +84,13 @@ class EmbeddingMetrics(IMetricVisualisable):
     ) -> None:
         if not (cmc_top_k or precision_top_k or map_top_k):
             raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k.")
+        for name, values in (("cmc", cmc_top_k), ("precision", precision_top_k), ("map", map_top_k)):
+            if bad := [k for k in values if not isinstance(k, int) or k < 1]:
+                raise ValueError(f"EmbeddingMetrics needs whole numbers of 1 or more in {name}_top_k, got {bad}.")
+        if bad := [share for share in pfc_variance if not 0 <= share <= 1]:
+            raise ValueError(f"EmbeddingMetrics needs shares between 0 and 1 in pfc_variance, got {bad}.")
+        if isinstance(extra_keys, str):
+            raise ValueError(f"EmbeddingMetrics needs a sequence of names in extra_keys, got the text {extra_keys!r}.")
         self.embeddings_key = embeddings_key
         self.labels_key = labels_key
         self.is_query_key = is_query_key
@@ -145,6 +152,8 @@ class EmbeddingMetrics(IMetricVisualisable):
             members |= _positions(self.acc.storage[self.categories_key])
             query_categories = np.asarray(self.acc.storage[self.categories_key])[self.results.query_ids.numpy()]
             self._rows |= _positions(query_categories)
+            if len(self._rows[self.overall_categories_key]) != len(self.results):
+                raise ValueError(f"EmbeddingMetrics keeps the name {self.overall_categories_key!r} for all categories.")
 
         for category, rows in self._rows.items():
             values = {name: {k: value[rows] for k, value in by_k.items()} for name, by_k in per_query.items()}

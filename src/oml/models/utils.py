@@ -17,14 +17,20 @@ def read_checkpoint(path: Path | str) -> TStateDict:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file holds no named tensors.
+        ValueError: if the file cannot be read, holds more than tensors and plain values, or no named tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes, readers raise whatever they stumble over
+        raise ValueError(
+            f"{str(path)!r} is no checkpoint of tensors alone: it is of another format, damaged, or holds objects "
+            "that would run code when loaded. Save the state_dict of the model."
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"The checkpoint {str(path)!r} holds no named tensors, neither bare nor under 'state_dict'.")

@@ -36,6 +36,8 @@ class BalanceSampler(IBatchSampler):
             raise ValueError(
                 f"BalanceSampler needs n_labels between 2 and the number of labels, {len(unique)}, got {n_labels}."
             )
+        if seed < 0:
+            raise ValueError(f"BalanceSampler needs a seed of 0 or more, got {seed}.")
         if n_instances < 2:
             raise ValueError(f"BalanceSampler needs n_instances of 2 or more, got {n_instances}.")
         if len(lone := unique[counts == 1]):
