@@ -58,12 +58,12 @@ def test_a_cluster_weighs_as_much_as_it_has_queries() -> None:
 
 def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     generator = torch.Generator().manual_seed(0)
-    n_trials, held = 300, 0
+    n_trials, held = 200, 0
     for trial in range(n_trials):
         values = -torch.rand(80, generator=generator).log()  # exponential, with mean 1
-        found = bootstrap_interval(values, confidence=0.9, n_resamples=500, seed=trial)
+        found = bootstrap_interval(values, confidence=0.9, n_resamples=300, seed=trial)
         held += found.low <= 1 <= found.high
-    # 0.9 less the skewness of the distribution; the deviation of the share is 0.017
+    # 0.9 less the skewness of the distribution; the deviation of the share is 0.02
     assert 0.83 < held / n_trials < 0.95
 
 

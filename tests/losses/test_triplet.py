@@ -119,7 +119,7 @@ def test_two_losses_do_not_share_their_miner() -> None:
     assert TripletLossWithMiner(margin=0.2).miner is not TripletLossWithMiner(margin=0.2).miner
 
 
-@pytest.mark.parametrize("margin", [0.0, -0.1])
+@pytest.mark.parametrize("margin", [0.0, -0.1, math.nan])
 def test_margin_must_be_positive(margin: float) -> None:
     with pytest.raises(ValueError, match="margin above 0"):
         TripletLoss(margin)

@@ -209,6 +209,8 @@ def test_more_instances_than_were_ranked_are_searched_for(on_images: EmbeddingMe
 def test_pictures_need_metrics_and_paths(on_images: EmbeddingMetrics) -> None:
     with pytest.raises(ValueError, match=r"compute_metrics\(\) before"):
         EmbeddingMetrics(extra_keys=["paths"]).get_plot_for_queries([0], 5)
+    with pytest.raises(ValueError, match=r"compute_metrics\(\) before"):
+        EmbeddingMetrics(extra_keys=["paths"]).visualize()
     without_paths = compute([one_vs_rest(LINE, LABELS)])
     assert not without_paths.ready_to_visualize()
     with pytest.raises(ValueError, match="'paths' among its extra_keys"):

@@ -128,6 +128,10 @@ class BaseDataset(Dataset):
             self.index_key: idx,
         }
 
+    def get_labels(self) -> np.ndarray:
+        """The label of every item, in order."""
+        return self.df[LABELS_COLUMN].to_numpy(copy=True)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} items of {self.df[LABELS_COLUMN].nunique()} labels)"
 
@@ -166,10 +170,6 @@ class BaseDataset(Dataset):
 
 class DatasetWithLabels(BaseDataset, IDatasetWithLabels):
     """Labelled images for training; arguments and items as in :class:`BaseDataset`."""
-
-    def get_labels(self) -> np.ndarray:
-        """The label of every item, in order."""
-        return self.df[LABELS_COLUMN].to_numpy(copy=True)
 
     def get_label2category(self) -> dict[int, str | int] | None:
         """The category of every label (of its last row, should it have several); ``None`` if the table has none."""
@@ -230,10 +230,6 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
                 )
             self._columns[key] = role.astype(bool).tolist()
         self._check_extra_data()
-
-    def get_labels(self) -> np.ndarray:
-        """The label of every item, in order."""
-        return self.df[LABELS_COLUMN].to_numpy(copy=True)
 
 
 def get_retrieval_datasets(

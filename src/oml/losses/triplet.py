@@ -39,7 +39,7 @@ class TripletLoss(nn.Module):
     def __init__(self, margin: float | None, reduction: Reduction = "mean", need_logs: bool = False) -> None:
         super().__init__()
         check_reduction(type(self).__name__, reduction)
-        if margin is not None and margin <= 0:
+        if margin is not None and not margin > 0:
             raise ValueError(f"TripletLoss needs a margin above 0, or None for the soft form, got {margin}.")
         self.margin = margin
         self.reduction = reduction

@@ -76,11 +76,13 @@ class Accumulator:
         assert self.num_samples is not None, "update_data checks it"
         rows = slice(self.collected_samples, self.collected_samples + len(value))
         if isinstance(value, Tensor):
-            empty = torch.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
-            self.storage.setdefault(key, empty)[rows] = value.detach().cpu()
+            if key not in self.storage:
+                self.storage[key] = torch.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
+            self.storage[key][rows] = value.detach().cpu()
         elif isinstance(value, np.ndarray):
-            empty = np.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
-            self.storage.setdefault(key, empty)[rows] = value  # pyright: ignore[reportArgumentType]
+            if key not in self.storage:
+                self.storage[key] = np.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
+            self.storage[key][rows] = value  # pyright: ignore[reportArgumentType]
         elif isinstance(value, list | tuple):
             self.storage.setdefault(key, [])
             self.storage[key] += list(value)  # pyright: ignore[reportOperatorIssue]

@@ -194,6 +194,7 @@ class EmbeddingMetrics(IMetricVisualisable):
 
     def visualize(self) -> tuple[list["Figure"], list[str]]:
         """For each metric a picture of its worst queries, and a title for each."""
+        self._checked_to_draw()
         names = [name for name, path in self._names() if not self.not_to_draw.intersection(path)]
         if self.visualize_only_main_category:
             names = [name for name in names if name.startswith(f"{self.overall_categories_key}/")]
@@ -233,13 +234,9 @@ class EmbeddingMetrics(IMetricVisualisable):
             n_instances: how many of the retrieved items to draw.
             verbose: print the path of each query.
         """
-        if self.results is None:
-            raise ValueError("EmbeddingMetrics needs compute_metrics() before it can draw.")
-        if not self.ready_to_visualize():
-            raise ValueError(f"EmbeddingMetrics needs {PATHS_KEY!r} among its extra_keys to draw.")
-        if bad := [row for row in query_ids if not 0 <= row < len(self.results)]:
-            raise ValueError(f"EmbeddingMetrics has {len(self.results)} queries, there is no query {bad[:3]}.")
-        results, rows = self.results, list(query_ids)
+        results, rows = self._checked_to_draw(), list(query_ids)
+        if bad := [row for row in query_ids if not 0 <= row < len(results)]:
+            raise ValueError(f"EmbeddingMetrics has {len(results)} queries, there is no query {bad[:3]}.")
         if n_instances > results.retrieved_ids.shape[1]:
             chosen = results.query_ids[rows].unique()
             is_query = torch.zeros(len(self.acc.storage[self.is_query_key]), dtype=torch.bool)
@@ -248,9 +245,16 @@ class EmbeddingMetrics(IMetricVisualisable):
             results = self._retrieve(is_query, n_instances)
         paths = [str(path) for path in self.acc.storage[PATHS_KEY]]
         if verbose:
-            for row in query_ids:
-                print(f"query {row}: {paths[self.results.query_ids[row]]}")  # noqa: T201 (asked for by the argument)
+            for query, row in zip(query_ids, rows, strict=True):
+                print(f"query {query}: {paths[results.query_ids[row]]}")  # noqa: T201 (asked for by the argument)
         return results.visualize(paths, rows, n_instances, boxes=self._boxes())
+
+    def _checked_to_draw(self) -> RetrievalResults:
+        if self.results is None:
+            raise ValueError("EmbeddingMetrics needs compute_metrics() before it can draw.")
+        if not self.ready_to_visualize():
+            raise ValueError(f"EmbeddingMetrics needs {PATHS_KEY!r} among its extra_keys to draw.")
+        return self.results
 
     def _boxes(self) -> Tensor | None:
         keys = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)

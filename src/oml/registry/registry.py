@@ -33,7 +33,7 @@ class Registry(dict[str, Callable[..., Any]]):
         self.nested = dict(nested or {})
 
     def __missing__(self, name: str) -> Callable[..., Any]:
-        raise KeyError(f"No {self.kind} is called {name!r}; {_hint(name, self)}.")
+        raise KeyError(f"No {self.kind} is called {name!r}; {_hint(name, self)}")
 
     def build(self, config: Mapping[str, Any] | DictConfig, **offered: Any) -> Any:
         """The object that ``{"name": ..., "args": {...}}`` describes; ``args`` may be absent.
@@ -58,7 +58,7 @@ class Registry(dict[str, Callable[..., Any]]):
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
         if (unknown := sorted(args.keys() - parameters.keys())) and not takes_any:
             hints = "; ".join(f"{key!r}: {_hint(key, parameters)}" for key in unknown)
-            raise ValueError(f"The {self.kind} {config['name']!r} has no argument {hints}.")
+            raise ValueError(f"The {self.kind} {config['name']!r} has no argument {hints}")
         for key, registry in self.nested.items():
             if isinstance(args.get(key), Mapping):
                 args[key] = registry.build(args[key])
@@ -68,4 +68,4 @@ class Registry(dict[str, Callable[..., Any]]):
 def _hint(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(name, known)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}."
