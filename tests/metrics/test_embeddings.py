@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -196,6 +197,15 @@ def test_pictures_have_a_title_each(on_images: EmbeddingMetrics) -> None:
     figures, titles = on_images.visualize()
     assert titles == [f"top 5 worst by OVERALL_{name}" for name in ("cmc_1", "cmc_5", "precision_5", "map_5")]
     assert [len(figure.axes) > 0 for figure in figures] == [True] * 4
+
+
+def test_pictures_show_the_boxes(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.png")
+    sides = {"x1": 5, "y1": 2, "x2": 25, "y2": 12}
+    boxes = {key: torch.full((7,), side) for key, side in sides.items()}
+    batch = one_vs_rest(LINE, LABELS, paths=[str(tmp_path / "image.png")] * 7, **boxes)
+    figure = compute([batch], extra_keys=["paths", *sides]).get_plot_for_queries([0], 2)
+    assert {image.get_array().shape[:2] for axes in figure.axes for image in axes.get_images()} == {(10, 20)}
 
 
 def test_more_instances_than_were_ranked_are_searched_for(on_images: EmbeddingMetrics) -> None:
