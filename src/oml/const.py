@@ -12,6 +12,7 @@ SPLIT_COLUMN = "split"
 IS_QUERY_COLUMN = "is_query"
 IS_GALLERY_COLUMN = "is_gallery"
 CATEGORIES_COLUMN = "category"
+SEQUENCE_COLUMN = "sequence"
 X1_COLUMN = "x_1"
 X2_COLUMN = "x_2"
 Y1_COLUMN = "y_1"
@@ -29,16 +30,21 @@ IS_GALLERY_KEY = "is_gallery"
 EMBEDDINGS_KEY = "embeddings"
 CATEGORIES_KEY = "categories"
 PATHS_KEY = "paths"
+SEQUENCE_KEY = "sequence"
 X1_KEY = "x1"
 X2_KEY = "x2"
 Y1_KEY = "y1"
 Y2_KEY = "y2"
 INDEX_KEY = "idx"
+PAIR_1ST_KEY = "input_tensors_1"
+PAIR_2ND_KEY = "input_tensors_2"
+CROP_KEY = "crop"  # of the two crop helpers of albumentations: x1, y1, x2, y2
 OVERALL_CATEGORIES_KEY = "OVERALL"
 
 # Folders
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS_PATH = PROJECT_ROOT / "oml" / "configs"
+DOTENV_PATH = PROJECT_ROOT / ".env"
 
 
 def get_cache_folder() -> Path:
@@ -53,10 +59,20 @@ TMP_PATH = Path(tempfile.gettempdir())
 CKPT_SAVE_ROOT = CACHE_PATH / "torch" / "checkpoints"
 MOCK_DATASET_PATH = CACHE_PATH / "mock_dataset"
 
+# Downloads
+STORAGE_URL = "https://oml.daloroserver.com"
+STORAGE_CKPTS = f"{STORAGE_URL}/download/checkpoints"
+REQUESTS_TIMEOUT = 120.0  # seconds
+
 # Images
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+MEAN_CLIP = (0.48145466, 0.4578275, 0.40821073)
+STD_CLIP = (0.26862954, 0.26130258, 0.27577711)
+TColor = tuple[int, int, int]
+TNormParam = tuple[float, float, float]
 RED, GREEN, BLUE, GRAY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (120, 120, 120)
+PAD_COLOR = (255, 255, 255)
 IMAGE_EXTENSIONS = ["jpg", "jpeg", "JPG", "JPEG", "png"]
 
 # Logging of pictures
