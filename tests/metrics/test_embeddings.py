@@ -227,3 +227,20 @@ def test_pictures_need_metrics_and_paths(on_images: EmbeddingMetrics) -> None:
         without_paths.get_plot_for_queries([0], 5)
     with pytest.raises(ValueError, match=r"has 4 queries, there is no query \[4\]"):
         on_images.get_plot_for_queries([4], 5)
+
+
+def test_a_query_does_not_retrieve_its_sequence() -> None:
+    batch = {
+        "embeddings": torch.tensor([[0.0], [1.0], [9.0], [1.5]]),
+        "labels": torch.tensor([0, 0, 0, 1]),
+        "is_query": torch.tensor([True, False, False, False]),
+        "is_gallery": torch.tensor([False, True, True, True]),
+        "sequence": torch.tensor([3, 3, -1, -1]),
+    }
+    values = []
+    for key in (None, "sequence"):
+        calculator = EmbeddingMetrics(cmc_top_k=(1, 2), sequence_key=key, verbose=False)
+        calculator.setup(num_samples=4)
+        calculator.update_data(batch)
+        values.append([value.item() for value in calculator.compute_metrics()["OVERALL"]["cmc"].values()])
+    assert values == [[1.0, 1.0], [0.0, 1.0]]

@@ -35,7 +35,12 @@ def problem(n: int, n_labels: int, roles: str, seed: int) -> dict[str, Any]:
 
 
 def literal(
-    embeddings: Tensor, labels: Tensor, is_query: Tensor, is_gallery: Tensor, top_k: int
+    embeddings: Tensor,
+    labels: Tensor,
+    is_query: Tensor,
+    is_gallery: Tensor,
+    top_k: int,
+    sequences: Tensor | None = None,
 ) -> dict[int, dict[str, list[Any]]]:
     """What each query finds and should find, item by item."""
     found = {}
@@ -43,8 +48,10 @@ def literal(
     for q in range(len(labels)):
         if is_query[q]:
             others = [g for g in galleries if g != q]
+            if sequences is not None and sequences[q] >= 0:
+                others = [g for g in others if sequences[g] != sequences[q]]
             ranked = sorted((float((embeddings[q] - embeddings[g]).double().norm()), g) for g in others)
-            ranked = [*ranked, (math.inf, -1)][: min(top_k, len(galleries))]
+            ranked = [*ranked, *[(math.inf, -1)] * len(galleries)][: min(top_k, len(galleries))]
             found[q] = {
                 "retrieved": [g for _, g in ranked],
                 "distances": [distance for distance, _ in ranked],
@@ -60,10 +67,15 @@ def literal(
     n_labels=st.integers(1, 4),
     roles=st.sampled_from(["shared", "separate", "mixed"]),
     top_k=st.integers(1, 14),
+    n_sequences=st.integers(0, 4),
     seed=st.integers(0, 999),
 )
-def test_results_follow_the_definition(n: int, n_labels: int, roles: str, top_k: int, seed: int) -> None:
+def test_results_follow_the_definition(
+    n: int, n_labels: int, roles: str, top_k: int, n_sequences: int, seed: int
+) -> None:
     data = problem(n, n_labels, roles, seed)
+    if n_sequences:
+        data["sequences"] = torch.randint(n_sequences, (n,), generator=torch.Generator().manual_seed(seed)) - 1
     if not data["is_query"].any() or not data["is_gallery"].any():
         with pytest.raises(ValueError, match="RetrievalResults needs at least one"):
             RetrievalResults.from_embeddings(**data, top_k=top_k)
@@ -92,6 +104,38 @@ def test_results_follow_the_definition(n: int, n_labels: int, roles: str, top_k:
         assert results.is_relevant[row].tolist() == expected[q]["is_relevant"]
         assert results.n_relevant[row] == len(expected[q]["gt"])
         assert results.gt_ids(row).tolist() == expected[q]["gt"]
+
+
+def test_a_query_does_not_retrieve_its_sequence(tmp_path: Path) -> None:
+    labels, sequences = torch.tensor([0, 0, 0, 1, 1, 0]), torch.tensor([4, 4, 2, 4, -1, -1])
+    everyone = torch.ones(6, dtype=torch.bool)
+    x = torch.arange(6.0)[:, None]
+    parts = [
+        RetrievalResults.from_embeddings(
+            x, labels, everyone & (labels == label), everyone, top_k=5, sequences=sequences
+        )
+        for label in (1, 0)
+    ]
+    results = RetrievalResults.merge(parts)
+    assert results.retrieved_ids.tolist() == [
+        [2, 4, 5, -1, -1],  # 1 and 3 are of sequence 4, too
+        [2, 4, 5, -1, -1],
+        [1, 3, 0, 4, 5],
+        [2, 4, 5, -1, -1],
+        [3, 5, 2, 1, 0],  # no sequence: 5 has none either, and is found
+        [4, 3, 2, 1, 0],
+    ]
+    assert results.n_relevant.tolist() == [2, 2, 3, 1, 1, 3]
+    assert [results.gt_ids(row).tolist() for row in (0, 3)] == [[2, 5], [4]]
+    results.save(tmp_path / "r.safetensors")
+    loaded = RetrievalResults.load(tmp_path / "r.safetensors")
+    assert_equal(loaded, results)
+    assert loaded.query_sequences is not None
+    assert torch.equal(loaded.query_sequences, sequences)
+    with pytest.raises(NothingToFindError, match="no other item of their label and of another sequence"):
+        RetrievalResults.from_embeddings(
+            x[:3], labels[:3], everyone[:3], everyone[:3], top_k=1, sequences=torch.tensor([1, 1, 1])
+        )
 
 
 def test_exactly_one_query() -> None:
@@ -247,7 +291,12 @@ def test_bad_parts_are_refused() -> None:
         ({"distances": torch.ones(3, 2)}, r"got \(3, 1\) and \(3, 2\)"),
         ({"retrieved_ids": torch.ones(2, 1), "distances": torch.ones(2, 1)}, "of 3 queries, got"),
         ({"retrieved_ids": torch.tensor([[1], [7], [-2]])}, r"in 2 rows, such as \[7\] in row 1"),
-        ({"retrieved_ids": torch.tensor([[1], [1], [0]])}, r"other than the query's own, .* such as \[1\] in row 1"),
+        ({"retrieved_ids": torch.tensor([[1], [1], [0]])}, r"not the query's own .* such as \[1\] in row 1"),
+        ({"query_sequences": ids}, r"or none at all, got \[3\] for 3 queries"),
+        (
+            {"query_sequences": torch.tensor([8, 8, -1]), "gallery_sequences": torch.tensor([8, 8, -1])},
+            r"nor of its sequence, got others in 2 rows, such as \[1\] in row 0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             unchecked(object.__new__(RetrievalResults), **{**good, **bad})

@@ -53,6 +53,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         visualize_only_main_category: draw nothing by category.
         on_missing: what to do about queries that have nothing to find in the gallery: ``raise``, or ``ignore`` to
             leave them out of all metrics, with a warning.
+        sequence_key: entry with the number of the sequence that each item is from, -1 for none: a query does not
+            retrieve items of its own sequence.
         verbose: print the metrics once they are computed.
 
     Attributes:
@@ -81,6 +83,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         visualize_only_main_category: bool = True,
         on_missing: Literal["raise", "ignore"] = "raise",
         verbose: bool = True,
+        sequence_key: str | None = None,
     ) -> None:
         if not (cmc_top_k or precision_top_k or map_top_k):
             raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k.")
@@ -106,10 +109,10 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.visualize_only_main_category = visualize_only_main_category
         self.on_missing: Literal["raise", "ignore"] = on_missing
         self.verbose = verbose
+        self.sequence_key = sequence_key
 
         keys = [embeddings_key, labels_key, is_query_key, is_gallery_key, *self.extra_keys]
-        if categories_key is not None:
-            keys.append(categories_key)
+        keys += [key for key in (categories_key, sequence_key) if key is not None]
         self.acc = Accumulator(dict.fromkeys(keys))
         self.results: RetrievalResults | None = None
         self.metrics: TMetricsDict_ByLabels = {}
@@ -177,6 +180,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_query=is_query,
             is_gallery=torch.as_tensor(self.acc.storage[self.is_gallery_key]).bool(),
             top_k=top_k,
+            sequences=None if self.sequence_key is None else torch.as_tensor(self.acc.storage[self.sequence_key]),
             on_missing=self.on_missing,
         )
 

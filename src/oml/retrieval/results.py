@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIELDS = ("query_ids", "gallery_ids", "query_labels", "gallery_labels", "retrieved_ids", "distances")
+_SEQUENCE_FIELDS = ("query_sequences", "gallery_sequences")
 
 
 class NothingToFindError(ValueError, AssertionError):
@@ -40,13 +41,16 @@ class RetrievalResults:
         gallery_ids, gallery_labels: of the galleries.
         retrieved_ids: for each query the galleries found, nearest first; -1 where fewer were to be had.
         distances: theirs, infinite at -1.
+        query_sequences, gallery_sequences: numbers of the sequences, such as videos, that they are from, -1 for none;
+            both or neither. A query must not have retrieved items of its own sequence.
 
     Attributes:
         is_relevant: whether a retrieved item has the query's label.
-        n_relevant: how many items of its label a query could find, itself left out.
+        n_relevant: how many items of its label a query could find, itself and its sequence left out.
 
     Raises:
-        ValueError: if sizes do not fit, or a query retrieved itself or something that is not in the gallery.
+        ValueError: if sizes do not fit, or a query retrieved itself, an item of its own sequence or something that
+            is not in the gallery.
 
     Example:
         >>> results = RetrievalResults(
@@ -71,6 +75,8 @@ class RetrievalResults:
         gallery_labels: Int[Tensor, " gallery"],
         retrieved_ids: Int[Tensor, "query rank"],
         distances: Float[Tensor, "query rank"],
+        query_sequences: Int[Tensor, " query"] | None = None,
+        gallery_sequences: Int[Tensor, " gallery"] | None = None,
     ) -> None:
         if len(query_ids) != len(query_labels) or len(gallery_ids) != len(gallery_labels):
             raise ValueError(
@@ -82,11 +88,27 @@ class RetrievalResults:
                 f"RetrievalResults needs retrieved_ids and distances (query, rank) of {len(query_ids)} queries, got "
                 f"{tuple(retrieved_ids.shape)} and {tuple(distances.shape)}."
             )
+        sequences = [s for s in (query_sequences, gallery_sequences) if s is not None]
+        if len(sequences) == 1 or [len(s) for s in sequences] not in ([], [len(query_ids), len(gallery_ids)]):
+            raise ValueError(
+                "RetrievalResults needs the sequence of every query and gallery or none at all, got "
+                f"{[len(s) for s in sequences]} for {len(query_ids)} queries and {len(gallery_ids)} galleries."
+            )
+        self.query_sequences = query_sequences
+        self.gallery_sequences = gallery_sequences
+        size = int(torch.cat([query_ids, gallery_ids]).amax()) + 1 if len(query_ids) + len(gallery_ids) else 0
         allowed = torch.isin(retrieved_ids, gallery_ids) & (retrieved_ids != query_ids[:, None])
+        if query_sequences is not None and gallery_sequences is not None:
+            sequence_of = query_sequences.new_full((size + 1,), -1)
+            sequence_of[gallery_ids] = gallery_sequences
+            own = (sequence_of[retrieved_ids.clamp(-1, size)] == query_sequences[:, None]) & (query_sequences >= 0)[
+                :, None
+            ]
+            allowed &= ~own
         if len(rows := (~allowed & (retrieved_ids != -1)).any(dim=1).nonzero().squeeze(1)):
             raise ValueError(
-                "RetrievalResults needs retrieved ids out of the gallery and other than the query's own, got others "
-                f"in {len(rows)} rows, such as {retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}. "
+                "RetrievalResults needs retrieved ids out of the gallery, not the query's own nor of its sequence, got "
+                f"others in {len(rows)} rows, such as {retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}. "
                 "Ids are positions in the data set."
             )
         self.query_ids = query_ids
@@ -95,13 +117,14 @@ class RetrievalResults:
         self.gallery_labels = gallery_labels
         self.retrieved_ids = retrieved_ids
         self.distances = distances
-        size = int(torch.cat([query_ids, gallery_ids]).amax()) + 1 if len(query_ids) + len(gallery_ids) else 0
         label_of = query_labels.new_zeros(size + 1)  # the last place is that of -1
         label_of[gallery_ids] = gallery_labels
         self.is_relevant: Bool[Tensor, "query rank"] = (label_of[retrieved_ids] == query_labels[:, None]) & (
             retrieved_ids >= 0
         )
-        self.n_relevant: Int[Tensor, " query"] = _count_relevant(query_ids, query_labels, gallery_ids, gallery_labels)
+        self.n_relevant: Int[Tensor, " query"] = _count_relevant(
+            query_ids, query_labels, gallery_ids, gallery_labels, query_sequences, gallery_sequences
+        )
 
     @classmethod
     def from_embeddings(
@@ -112,6 +135,7 @@ class RetrievalResults:
         is_gallery: Bool[Tensor, " item"],
         *,
         top_k: int,
+        sequences: Int[Tensor, " item"] | None = None,
         on_missing: Literal["raise", "ignore"] = "raise",
         memory_budget: int = 512 * 2**20,
     ) -> "RetrievalResults":
@@ -122,6 +146,8 @@ class RetrievalResults:
             labels: theirs.
             is_query, is_gallery: their roles; an item may have both.
             top_k: how many galleries to find for a query.
+            sequences: the number of the sequence, such as a video, that each item is from, -1 for none: a query does
+                not find the items of its own sequence, which would be near copies of itself.
             on_missing: what to do about queries that have nothing to find: ``raise``, or ``ignore`` to leave them
                 out, with a warning.
             memory_budget: bytes that the search may use beyond its inputs and outputs.
@@ -144,37 +170,58 @@ class RetrievalResults:
         """
         if on_missing not in ("raise", "ignore"):
             raise ValueError(f"RetrievalResults knows on_missing 'raise' and 'ignore', got {on_missing!r}.")
-        sizes = [len(embeddings), len(labels), len(is_query), len(is_gallery)]
+        sizes = [len(part) for part in (embeddings, labels, is_query, is_gallery, sequences) if part is not None]
         if len(set(sizes)) > 1 or labels.is_floating_point():
             raise ValueError(
                 "RetrievalResults needs an embedding, an integer label and both roles of every item, got embeddings, "
-                f"labels, is_query, is_gallery of {', '.join(map(str, sizes))} items, labels of {labels.dtype}."
+                f"labels, is_query, is_gallery{'' if sequences is None else ', sequences'} of "
+                f"{', '.join(map(str, sizes))} items, labels of {labels.dtype}."
             )
         query_ids, gallery_ids = is_query.nonzero().squeeze(1), is_gallery.nonzero().squeeze(1)
         for name, ids in (("query", query_ids), ("gallery", gallery_ids)):
             if len(ids) == 0:
                 raise ValueError(f"RetrievalResults needs at least one {name}, none of the {len(labels)} items is one.")
-        n_relevant = _count_relevant(query_ids, labels[query_ids], gallery_ids, labels[gallery_ids])
+        query_sequences, gallery_sequences = (
+            None if sequences is None else sequences[ids] for ids in (query_ids, gallery_ids)
+        )
+        n_relevant = _count_relevant(
+            query_ids, labels[query_ids], gallery_ids, labels[gallery_ids], query_sequences, gallery_sequences
+        )
         if len(bad := query_ids[n_relevant == 0]):
             text = (
-                f"{len(bad)} of {len(query_ids)} queries have nothing to find: no other item of their label is in the "
-                f"gallery. They are in rows {bad[:3].tolist()}, with labels {labels[bad[:3]].tolist()}"
+                f"{len(bad)} of {len(query_ids)} queries have nothing to find: no other item of their label"
+                f"{'' if sequences is None else ' and of another sequence'} is in the gallery. They are in rows "
+                f"{bad[:3].tolist()}, with labels {labels[bad[:3]].tolist()}"
                 + (f", and {len(bad) - 3} more rows." if len(bad) > 3 else ".")
             )
             if on_missing == "raise" or len(bad) == len(query_ids):
                 raise NothingToFindError(f"{text} Take them out of the queries, or pass on_missing='ignore'.")
             warnings.warn(f"{text} They are left out.", stacklevel=2)
             query_ids = query_ids[n_relevant > 0]
+            query_sequences = None if sequences is None else sequences[query_ids]
+        # what must not find each other has one number: an item and itself, or all items of a sequence
+        own = torch.arange(len(labels), device=labels.device)
+        if sequences is not None:
+            own = torch.where(sequences < 0, own, len(labels) + sequences)
         found = exact_search(
             _take(embeddings, query_ids),
             _take(embeddings, gallery_ids),
             top_k,
-            query_items=query_ids,
-            gallery_items=gallery_ids,
+            query_items=own[query_ids],
+            gallery_items=own[gallery_ids],
             memory_budget=memory_budget,
         )
         retrieved_ids = gallery_ids[found.ids].masked_fill(found.ids < 0, -1)
-        return cls(query_ids, labels[query_ids], gallery_ids, labels[gallery_ids], retrieved_ids, found.distances)
+        return cls(
+            query_ids,
+            labels[query_ids],
+            gallery_ids,
+            labels[gallery_ids],
+            retrieved_ids,
+            found.distances,
+            query_sequences,
+            gallery_sequences,
+        )
 
     @classmethod
     def merge(cls, parts: Sequence["RetrievalResults"]) -> "RetrievalResults":
@@ -196,7 +243,9 @@ class RetrievalResults:
             raise ValueError("RetrievalResults.merge needs one part or more, got none.")
         first = parts[0]
         if not all(
-            torch.equal(part.gallery_ids, first.gallery_ids) and torch.equal(part.gallery_labels, first.gallery_labels)
+            torch.equal(part.gallery_ids, first.gallery_ids)
+            and torch.equal(part.gallery_labels, first.gallery_labels)
+            and _equal(part.gallery_sequences, first.gallery_sequences)
             for part in parts
         ):
             raise ValueError("RetrievalResults can be merged only if they were searched in the same gallery.")
@@ -214,12 +263,15 @@ class RetrievalResults:
             first.gallery_labels,
             torch.cat([part.retrieved_ids for part in parts])[order],
             torch.cat([part.distances for part in parts])[order],
+            _cat([part.query_sequences for part in parts], order),
+            first.gallery_sequences,
         )
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, for :meth:`load`. An existing file is replaced once the new one is complete."""
         # copies, as the format refuses tensors that share memory
-        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _FIELDS}
+        names = _FIELDS if self.query_sequences is None else _FIELDS + _SEQUENCE_FIELDS
+        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in names}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary)
 
@@ -246,7 +298,7 @@ class RetrievalResults:
             raise ValueError(
                 f"RetrievalResults.load needs a file that save() wrote, not {str(path)!r}: {error}"
             ) from error
-        if set(tensors) != set(_FIELDS):
+        if set(tensors) not in (set(_FIELDS), {*_FIELDS, *_SEQUENCE_FIELDS}):
             raise ValueError(
                 f"RetrievalResults.load needs a file that save() wrote, {str(path)!r} holds {sorted(tensors)} "
                 f"instead of {sorted(_FIELDS)}."
@@ -263,6 +315,8 @@ class RetrievalResults:
             tensor([2])
         """
         relevant = (self.gallery_labels == self.query_labels[row]) & (self.gallery_ids != self.query_ids[row])
+        if self.query_sequences is not None and self.gallery_sequences is not None and self.query_sequences[row] >= 0:
+            relevant &= self.gallery_sequences != self.query_sequences[row]
         return self.gallery_ids[relevant]
 
     def visualize(
@@ -297,10 +351,38 @@ def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
     return embeddings if len(ids) == len(embeddings) else embeddings[ids]
 
 
-def _count_relevant(query_ids: Tensor, query_labels: Tensor, gallery_ids: Tensor, gallery_labels: Tensor) -> Tensor:
-    values, counts = gallery_labels.unique(return_counts=True)
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return torch.equal(first, second) if first is not None and second is not None else first is second
+
+
+def _cat(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given)[order] if given else None
+
+
+def _count_relevant(
+    query_ids: Tensor,
+    query_labels: Tensor,
+    gallery_ids: Tensor,
+    gallery_labels: Tensor,
+    query_sequences: Tensor | None,
+    gallery_sequences: Tensor | None,
+) -> Tensor:
+    """For each query the galleries of its label, less itself and those of its sequence."""
+    found = _count(query_labels, gallery_labels)
+    itself = torch.isin(query_ids, gallery_ids).long()
+    if query_sequences is None or gallery_sequences is None:
+        return found - itself
+    values, labels = torch.cat([query_labels, gallery_labels]).unique(return_inverse=True)
+    pairs = (torch.cat([query_sequences, gallery_sequences]).long() + 1) * len(values) + labels
+    own = _count(pairs[: len(query_ids)], pairs[len(query_ids) :])
+    return found - torch.where(query_sequences < 0, itself, own)
+
+
+def _count(wanted: Tensor, among: Tensor) -> Tensor:
+    """How often each of ``wanted`` occurs in ``among``."""
+    values, counts = among.unique(return_counts=True)
     if len(values) == 0:
-        return torch.zeros_like(query_ids)
-    place = torch.searchsorted(values, query_labels.contiguous()).clamp(max=len(values) - 1)
-    found = torch.where(values[place] == query_labels, counts[place], 0)
-    return found - torch.isin(query_ids, gallery_ids).long()
+        return torch.zeros_like(wanted)
+    place = torch.searchsorted(values, wanted.contiguous()).clamp(max=len(values) - 1)
+    return torch.where(values[place] == wanted, counts[place], 0)
