@@ -9,23 +9,17 @@ process; `to_gemm` is the ratio to the product of all pairs and nothing else, ro
 """
 
 import argparse
-import ctypes
 import json
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import sklearn
 import torch
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from common import circumstances, peak_growth, spread, timed
 from oml.functional.search import exact_search
 
 N_CHECKED = 200  # queries whose neighbours are compared with float64
@@ -71,55 +65,6 @@ def share_of_right_rows(x: Tensor, ids: Tensor) -> float:
         distances[row] = torch.inf
         right += torch.equal(distances.sort(stable=True).indices[: ids.shape[1]], ids[row])
     return right / len(rows)
-
-
-def memory(field: str) -> float:
-    """MiB of a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
-
-
-def peak_growth(run: Callable[[], Any]) -> float | None:
-    """MiB of resident memory that a run adds at most; known on Linux only."""
-    if not sys.platform.startswith("linux"):
-        return None
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left to the allocator would hide the growth
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = memory("VmRSS")
-    run()
-    return round(memory("VmHWM") - before, 1)
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {name: round(f(values), 4) for name, f in (("median", median), ("min", min), ("max", max))}
-
-
-def circumstances(threads: int) -> dict[str, Any]:
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    cpu_info = Path("/proc/cpuinfo")
-    models = (
-        [line for line in cpu_info.read_text().splitlines() if line.startswith("model name")]
-        if cpu_info.exists()
-        else []
-    )
-    return {
-        "threads": threads,
-        "device": "cpu",
-        "cpu": models[0].split(": ")[1] if models else platform.processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sklearn": sklearn.__version__,
-        "commit": git.stdout.strip() or "unknown",
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def bench(n: int, dim: int, top_k: int, rounds: int, seed: int, about: dict[str, Any]) -> None:
@@ -169,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with threadpool_limits(args.threads):
         for n in args.sizes:
-            bench(n, args.dim, args.top_k, args.rounds, args.seed, circumstances(args.threads))
+            bench(n, args.dim, args.top_k, args.rounds, args.seed, circumstances(args.threads, "torch", "scikit-learn"))
 
 
 if __name__ == "__main__":
