@@ -1,33 +1,127 @@
-"""The named sets of image transforms, on torchvision v2: a PIL image in, a normalised float tensor out."""
+"""The named sets of image transforms, on torchvision v2.
+
+All of them take a PIL image in RGB mode, a uint8 tensor (3, height, width) or a uint8 array (height, width, 3), and give a
+normalised float32 tensor (3, height, width). The first step makes a uint8 tensor: torch resizes these, antialiased, several
+times faster than Pillow, with results that differ by 1 (bilinear) or 2 (bicubic) of 255 in less than a percent of the values.
+
+Random steps draw from torch's global generator, which a ``DataLoader`` seeds in each of its workers.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 from torchvision.transforms import v2
 
-from oml.const import MEAN, STD
+from oml.const import MEAN, MEAN_CLIP, STD, STD_CLIP
+
+_BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+class Normalise(v2.Transform):
+    """``(image / 255 - mean) / std`` of a uint8 image, by channel, as float32.
+
+    One multiplication and one addition in place: on 224 x 224 pixels three to four times faster than torchvision's
+    ``ToDtype`` and ``Normalize``, which pass over the memory for each operation. They agree to 1e-6.
+
+    Args:
+        mean, std: three numbers each, for pixels between 0 and 1.
+
+    Raises:
+        ValueError: if there are not three of each, or a deviation is not positive.
+        TypeError: when called with anything but a uint8 tensor of three channels.
+
+    Example:
+        >>> image = torch.full((3, 1, 1), 255, dtype=torch.uint8)
+        >>> Normalise(mean=(0.5, 0.5, 0), std=(0.5, 0.25, 1))(image).flatten()
+        tensor([1., 2., 1.])
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"Normalise needs three means and three positive deviations, got {mean} and {std}.")
+        self.mean, self.std = tuple(mean), tuple(std)
+        means, deviations = (torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in (mean, std))
+        self._scale, self._shift = (1 / (255 * deviations)).float(), (-means / deviations).float()
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:  # noqa: ARG002 (the signature of v2)
+        """What v2 calls for each image that it finds among its arguments."""
+        if not isinstance(inpt, Tensor) or inpt.dtype != torch.uint8 or inpt.ndim != 3 or len(inpt) != 3:
+            came = f"{inpt.dtype} {tuple(inpt.shape)}" if isinstance(inpt, Tensor) else type(inpt).__name__
+            raise TypeError(f"Normalise needs a uint8 tensor (3, height, width), got {came}. Read images as RGB.")
+        return self._of(inpt.as_subclass(Tensor))
+
+    def _of(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+        # images come from decoders with their channels last: conversion and rearrangement in one pass
+        return torch.empty(image.shape).copy_(image).mul_(self._scale).add_(self._shift)
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"mean={self.mean}, std={self.std}"
 
 
 def get_normalisation_torch(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """To a float tensor ``(3, height, width)``, normalised by channel; the size stays."""
-    return v2.Compose([*_to_normalised(mean, std)])
+    """Normalised by channel; the size stays."""
+    return _compose([], mean, std)
 
 
 def get_normalisation_resize_torch(
     im_size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> v2.Compose:
-    """Resized to a square of ``im_size`` pixels (bilinear, antialiased, whatever the proportions), normalised."""
-    return v2.Compose([_squared(im_size), *_to_normalised(mean, std)])
+    """Resized to a square of ``im_size`` pixels, whatever the proportions (bilinear, antialiased); normalised."""
+    return _compose([_squared(im_size)], mean, std)
+
+
+def get_normalisation_resize_hypvit(
+    im_size: int = 224, crop_size: int = 224, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> v2.Compose:
+    """The shorter side resized to ``im_size`` pixels (bicubic), the square of ``crop_size`` in the centre; normalised.
+
+    Raises:
+        ValueError: if ``crop_size`` is larger than ``im_size``: the crop would be padded with black.
+    """
+    return _compose([*_centre(im_size, crop_size)], mean, std)
+
+
+def get_transforms_unicom(im_size: int) -> v2.Compose:
+    """The shorter side resized to ``im_size`` pixels (bicubic), the square in the centre; normalised as for CLIP.
+
+    Grey and RGBA images are welcome too.
+    """
+    return _compose([*_centre(im_size, im_size), v2.RGB()], MEAN_CLIP, STD_CLIP)
 
 
 def get_augs_torch(im_size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """Resized to a square, mirrored left to right half of the time, normalised."""
-    return v2.Compose([_squared(im_size), v2.RandomHorizontalFlip(), *_to_normalised(mean, std)])
+    """Resized to a square of ``im_size`` pixels, mirrored left to right half of the time; normalised.
+
+    The set of this name had a ``ColorJitter()`` too. Without arguments it changes nothing, so it is left out.
+    """
+    return _compose([_squared(im_size), v2.RandomHorizontalFlip()], mean, std)
+
+
+def get_augs_hypvit(
+    im_size: int = 224, min_scale: float = 0.2, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> v2.Compose:
+    """A random part of the image as a square of ``im_size`` pixels (bicubic), mirrored half of the time; normalised.
+
+    The part covers between ``min_scale`` and all of the area, and its sides are in a ratio of 3:4 to 4:3.
+    """
+    crop = v2.RandomResizedCrop(im_size, scale=(min_scale, 1.0), interpolation=_BICUBIC, antialias=True)
+    return _compose([crop, v2.RandomHorizontalFlip()], mean, std)
+
+
+def _compose(steps: Sequence[v2.Transform], mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    return v2.Compose([v2.ToImage(), *steps, Normalise(mean, std)])
 
 
 def _squared(im_size: int) -> v2.Resize:
     return v2.Resize((im_size, im_size), antialias=True)
 
 
-def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> tuple[v2.Transform, ...]:
-    return v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))
+def _centre(im_size: int, crop_size: int) -> tuple[v2.Transform, ...]:
+    if crop_size > im_size:
+        raise ValueError(f"A crop of {crop_size} pixels needs a larger image: im_size is {im_size}.")
+    return v2.Resize(im_size, interpolation=_BICUBIC, antialias=True), v2.CenterCrop(crop_size)
