@@ -9,7 +9,10 @@ from oml.const import CONFIGS_PATH
 from oml.registry import REGISTRIES
 
 ENTRIES = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry]
-OFFERS = {"sampler": {"labels": np.repeat(np.arange(6), 3)}, "optimizer": {"params": [torch.zeros(1)]}}
+OFFERS = {
+    "sampler": {"labels": np.repeat(np.arange(6), 3), "label2category": {label: label % 2 for label in range(6)}},
+    "optimizer": {"params": [torch.zeros(1)]},
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)

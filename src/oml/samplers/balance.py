@@ -1,12 +1,13 @@
 """Batches of several labels with several instances each."""
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from oml.interfaces.samplers import IBatchSampler
-from oml.samplers.instances import draw_instances
+from oml.samplers.arguments import TLabels, blocks, whole_number
+from oml.samplers.epochs import Epochs, Seed
+from oml.samplers.instances import group_by_label
 
 
 class BalanceSampler(IBatchSampler):
@@ -14,15 +15,20 @@ class BalanceSampler(IBatchSampler):
 
     An epoch walks through the labels in random order, each label at most once: ``n_unique // n_labels`` batches;
     the labels left over differ from epoch to epoch. The items of one label stand next to each other. A label
-    with fewer than ``n_instances`` items gives all of them and repeats some.
+    with fewer than ``n_instances`` items gives all of them and repeats some; one with a single item is reported.
 
-    Each ``iter()`` is a new epoch. Epoch ``e`` depends on the arguments, the seed and ``e`` alone.
+    Each ``iter()`` is a new epoch. Epoch ``e`` depends on the arguments, the seed and ``e`` alone; ``Epochs`` says how
+    an interrupted one goes on.
 
     Args:
-        labels: the label of every item of the data set.
+        labels: the label of every item of the data set, integers.
         n_labels: labels per batch, at least 2 and at most as many as there are.
         n_instances: items per label, at least 2.
-        seed: of all random choices.
+        seed: of all random choices; a generator is asked for one number, once.
+
+    Raises:
+        TypeError: if labels or counts are not integers.
+        ValueError: if a count is out of its range.
 
     Example:
         >>> sampler = BalanceSampler([7, 7, 7, 8, 8, 9, 9], n_labels=2, n_instances=2)
@@ -30,54 +36,39 @@ class BalanceSampler(IBatchSampler):
         (1, [4])
     """
 
-    def __init__(self, labels: Sequence[int] | np.ndarray, n_labels: int, n_instances: int, seed: int = 0) -> None:
-        unique, label_ids, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-        if not 2 <= n_labels <= len(unique):
-            raise ValueError(
-                f"BalanceSampler needs n_labels between 2 and the number of labels, {len(unique)}, got {n_labels}."
-            )
-        if seed < 0:
-            raise ValueError(f"BalanceSampler needs a seed of 0 or more, got {seed}.")
-        if n_instances < 2:
-            raise ValueError(f"BalanceSampler needs n_instances of 2 or more, got {n_instances}.")
-        if len(lone := unique[counts == 1]):
-            warnings.warn(
-                f"BalanceSampler got {len(lone)} of {len(unique)} labels with a single item, such as "
-                f"{lone[:3].tolist()}: the item is repeated, which teaches nothing as a positive pair. "
-                "Consider leaving such labels out of the training table.",
-                stacklevel=2,
-            )
-        self.n_labels = n_labels
-        self.n_instances = n_instances
-        self.seed = seed
-        self._epoch = 0
-        self._counts = counts
-        # the items of label i stand at _items[_starts[i] : _starts[i] + counts[i]]
-        self._items = np.argsort(label_ids, kind="stable")
-        self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    def __init__(self, labels: TLabels, n_labels: int, n_instances: int, seed: Seed = 0) -> None:
+        name = type(self).__name__
+        self._items = group_by_label(name, labels)
+        n_unique = len(self._items.keys)
+        self.n_labels = whole_number(name, "n_labels", n_labels, 2, n_unique, "the number of labels")
+        self.n_instances = whole_number(name, "n_instances", n_instances, 2)
+        self._epochs = Epochs(name, len(self), seed)
 
     @property
     def batch_size(self) -> int:
         """Items per batch."""
         return self.n_labels * self.n_instances
 
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next ``iter()`` be that of epoch ``epoch``."""
-        self._epoch = epoch
-
     def __len__(self) -> int:
-        return len(self._counts) // self.n_labels
+        return len(self._items.keys) // self.n_labels
 
     def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng([self.seed, self._epoch])
-        self._epoch += 1
-        return self._batches(rng)
+        return self._epochs.start(self._batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next ``iter()`` be that of epoch ``epoch``."""
+        self._epochs.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """The seed, the epoch and how many of its batches were handed out."""
+        return self._epochs.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Let the next ``iter()`` go on from there."""
+        self._epochs.load_state_dict(state)
 
     def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
-        chosen = rng.permutation(len(self._counts))[: len(self) * self.n_labels]
-        block = 256 * self.n_labels  # enough to spread the cost of a call, small enough to stay lazy
-        for start in range(0, len(chosen), block):
-            labels = chosen[start : start + block]
-            offsets = draw_instances(self._counts[labels], self.n_instances, rng)
-            items = self._items[self._starts[labels][:, None] + offsets]
+        labels = rng.permutation(len(self._items.keys))[: len(self) * self.n_labels].reshape(-1, self.n_labels)
+        for block in blocks(len(self), self.batch_size):
+            items = self._items.draw(labels[block].ravel(), self.n_instances, rng)
             yield from items.reshape(-1, self.batch_size).tolist()
