@@ -1,12 +1,13 @@
 """The named sets of image transforms on albumentations 2, which the extra ``albumentations`` brings.
 
-They are called as ``transforms(image=array)["image"]``: a uint8 array (height, width, 3) in RGB order in, a normalised
-float32 tensor (3, height, width) out. Data sets do so through :func:`oml.transforms.images.utils.as_callable`, which also
-sees to it that worker processes draw different augmentations. Importing this module does not import albumentations.
+They are called as ``transforms(image=array)["image"]``: a uint8 array (height, width, 3) in RGB order in, a
+normalised float32 tensor (3, height, width) out. Data sets do so through
+:func:`oml.transforms.images.utils.as_callable`, which also sees to it that worker processes draw different
+augmentations. Importing this module does not import albumentations.
 
-The sets were first written for albumentations 1. Names of arguments have changed since; where defaults have, the former
-ones are spelt out, so that the pictures are the same. One thing could not be kept: the variance of the Gaussian noise was
-drawn evenly from its range, its standard deviation is now.
+The sets were first written for albumentations 1. Where its defaults have changed since, the former ones are spelt out.
+The Gaussian noise could not be kept entirely: its variance was drawn evenly from the range, now its standard deviation
+is, and the library cuts off the fractions of the noise, so that the variance is 8 to 45 where 10 to 50 is asked for.
 """
 
 import os
@@ -98,8 +99,8 @@ def get_augs_albu(
 ) -> Compose:
     """Padded with white to a square of ``im_size`` pixels, mirrored, distorted, blurred, coloured, noised; normalised.
 
-    Mirrored left to right half of the time; then, with the probability in brackets, one of :func:`get_spatials` (0.5), of
-    :func:`get_blurs` (0.5), of :func:`get_colors_level` (0.8), of :func:`get_noise_channels` (0.2) and of
+    Mirrored left to right half of the time; then, with the probability in brackets, one of :func:`get_spatials`
+    (0.5), of :func:`get_blurs` (0.5), of :func:`get_colors_level` (0.8), of :func:`get_noise_channels` (0.2) and of
     :func:`get_noises` (0.25). Within a group the ``p`` of its members are weights.
 
     Args:
@@ -113,7 +114,7 @@ def get_augs_albu(
     """
     if im_size < _HOLE:
         raise ValueError(
-            f"get_augs_albu drops squares of {_HOLE} pixels, so im_size may not be smaller; got {im_size}."
+            f"get_augs_albu needs an im_size of {_HOLE} at least, the side of its white squares; got {im_size}."
         )
     A = _albumentations()  # noqa: N806
     compose = A.Compose(
@@ -153,9 +154,9 @@ def get_normalisation_resize_albu_clip(im_size: int) -> Compose:
 
 
 class Crop:
-    """``Crop()(image=array, crop=(x1, y1, x2, y2))["image"]`` is the part inside the box; may be a step of a ``Compose``.
+    """``Crop()(image=array, crop=(x1, y1, x2, y2))["image"]`` is the part inside the box.
 
-    Whatever else is given passes through.
+    It may be a step of a ``Compose``. Whatever else is given passes through.
 
     Args:
         crop_key: the name under which the box comes.
@@ -173,6 +174,7 @@ class Crop:
         self.available_keys = {"image", crop_key}  # Compose asks its steps for this
 
     def __call__(self, **data: Any) -> dict[str, Any]:
+        """The data with the image cropped."""
         image, box = _image_and_box(self, data)
         x1, y1, x2, y2 = box
         return {**data, "image": image[y1:y2, x1:x2]}
@@ -202,6 +204,7 @@ class RandomSizedBBoxSafeCropPatched:
         self._cropped = AlbumentationsCall(compose)
 
     def __call__(self, **data: Any) -> dict[str, Any]:
+        """The cropped and resized image, under ``image``."""
         image, box = _image_and_box(self, data)
         return {"image": self._cropped(image, bboxes=np.array([box], dtype=float))}
 

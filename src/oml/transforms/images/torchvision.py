@@ -1,8 +1,9 @@
 """The named sets of image transforms, on torchvision v2.
 
-All of them take a PIL image in RGB mode, a uint8 tensor (3, height, width) or a uint8 array (height, width, 3), and give a
-normalised float32 tensor (3, height, width). The first step makes a uint8 tensor: torch resizes these, antialiased, several
-times faster than Pillow, with results that differ by 1 (bilinear) or 2 (bicubic) of 255 in less than a percent of the values.
+All of them take a PIL image, a uint8 tensor (3, height, width) or a uint8 array (height, width, 3), and
+give a normalised float32 tensor (3, height, width). The first step makes a uint8 tensor: torch resizes these,
+antialiased, several times faster than Pillow does. Of the values less than one percent differ from Pillow's, by 1
+(bilinear) or 2 (bicubic) of 255.
 
 Random steps draw from torch's global generator, which a ``DataLoader`` seeds in each of its workers.
 """
@@ -10,14 +11,30 @@ Random steps draw from torch's global generator, which a ``DataLoader`` seeds in
 from collections.abc import Sequence
 from typing import Any
 
+import PIL.Image
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Image
 
 from oml.const import MEAN, MEAN_CLIP, STD, STD_CLIP
 
 _BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+class ToRGBImage(v2.ToImage):
+    """To a uint8 tensor (3, height, width); PIL images of other modes become RGB before.
+
+    Example:
+        >>> from PIL import Image
+        >>> ToRGBImage()(Image.new("L", (5, 4))).shape
+        torch.Size([3, 4, 5])
+    """
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Image:
+        """What v2 calls for each image that it finds among its arguments."""
+        return super().transform(inpt.convert("RGB") if isinstance(inpt, PIL.Image.Image) else inpt, params)
 
 
 class Normalise(v2.Transform):
@@ -87,11 +104,8 @@ def get_normalisation_resize_hypvit(
 
 
 def get_transforms_unicom(im_size: int) -> v2.Compose:
-    """The shorter side resized to ``im_size`` pixels (bicubic), the square in the centre; normalised as for CLIP.
-
-    Grey and RGBA images are welcome too.
-    """
-    return _compose([*_centre(im_size, im_size), v2.RGB()], MEAN_CLIP, STD_CLIP)
+    """The shorter side resized to ``im_size`` pixels (bicubic), the square in the centre; normalised as for CLIP."""
+    return _compose([*_centre(im_size, im_size)], MEAN_CLIP, STD_CLIP)
 
 
 def get_augs_torch(im_size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
@@ -114,7 +128,7 @@ def get_augs_hypvit(
 
 
 def _compose(steps: Sequence[v2.Transform], mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
-    return v2.Compose([v2.ToImage(), *steps, Normalise(mean, std)])
+    return v2.Compose([ToRGBImage(), *steps, Normalise(mean, std)])
 
 
 def _squared(im_size: int) -> v2.Resize:

@@ -81,8 +81,8 @@ class AlbumentationsCall:
 def seed_albumentations(transforms: Any, seed: int | tuple[int, ...]) -> None:
     """Let all steps of a ``Compose`` draw from one generator with this seed.
 
-    Not with the ``seed`` of ``Compose``: that starts every step from the same state, and steps that draw the same number
-    then come and go together, such as a flip and a ``OneOf`` that are both applied half of the time.
+    Not with the ``seed`` of ``Compose``: that starts every step from the same state, and steps that draw the same
+    number then come and go together, such as a flip and a ``OneOf`` that are both applied half of the time.
     """
     numpy_seed, python_seed = np.random.SeedSequence(seed).spawn(2)
     transforms.set_random_state(
