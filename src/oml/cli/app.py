@@ -10,6 +10,7 @@ import typer
 
 import oml
 from oml.cli.demo import demo
+from oml.cli.transforms import transforms
 
 app = typer.Typer(
     name="oml",
@@ -19,12 +20,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(demo)
+app.add_typer(transforms)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"oml {oml.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
