@@ -96,10 +96,10 @@ BREAKS = {
     ),
     "nothing but itself": (
         lambda t: t.assign(label=[*t.label[:7], 4]),
-        r"in another row than its own; it does not for rows 6, 7 with \[3, 4\]",
+        r"in another row than its own; there is none for rows 6, 7 with \[3, 4\]",
     ),
     "category": (lambda t: t.assign(category=[None, *t.category[1:]]), r"category must be given .* row 0"),
-    "columns twice": (lambda t: t[[*t.columns, "label"]], r"columns \['label'\] occur twice"),
+    "columns twice": (lambda t: t[[*t.columns, "label"]], r"columns \['label'\] occur more than once"),
     "no rows": (lambda t: t.iloc[:0], r"no rows"),
     "float label": (lambda t: t.assign(label=t.label.astype(float)), r"whole numbers \(int64\); it is of type float64"),
     "text label": (lambda t: t.assign(label=t.label.astype(str)), r"whole numbers \(int64\)"),
