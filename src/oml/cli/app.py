@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import oml
+from oml.cli.check import check
 from oml.cli.demo import demo
 from oml.cli.transforms import transforms
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.command()(check)
 app.command()(demo)
 app.add_typer(transforms)
 

@@ -95,6 +95,14 @@ def is_role(cells: Series, role: bool) -> Mask:
     return cells.astype(object).isin([role]).to_numpy()
 
 
+def is_path(cells: Series) -> Mask:
+    """Where a cell is text or a ``Path``."""
+    if infer_dtype(cells, skipna=True) == "string":
+        return cells.notna().to_numpy()
+    codes, distinct = pd.factorize(cells)
+    return np.array([*(isinstance(path, str | PathLike) for path in distinct), False])[codes]
+
+
 def _bad_splits(table: DataFrame) -> Iterator[str]:
     split = table[SPLIT_COLUMN]
     if (bad := ~split.isin([TRAIN_SPLIT, VALIDATION_SPLIT])).any():
@@ -183,10 +191,7 @@ def _empty_categories(table: DataFrame) -> Iterator[str]:
 def bad_paths(table: DataFrame, root: Path | str | None) -> Iterator[str]:
     """Paths are text, and name files."""
     paths = table[PATHS_COLUMN]
-    bad = paths.isna().to_numpy()
-    if infer_dtype(paths, skipna=True) != "string":
-        codes, distinct = pd.factorize(paths)
-        bad = ~np.array([*(isinstance(path, str | PathLike) for path in distinct), False])[codes]
+    bad = ~is_path(paths)
     if bad.any():
         yield f"path must be text; it is not in {rows_where(bad, paths)}."
     missing = np.zeros(len(paths), dtype=bool)
