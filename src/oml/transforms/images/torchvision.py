@@ -52,8 +52,8 @@ class Normalise(v2.Transform):
 
     Example:
         >>> image = torch.full((3, 1, 1), 255, dtype=torch.uint8)
-        >>> Normalise(mean=(0.5, 0.5, 0), std=(0.5, 0.25, 1))(image).flatten()
-        tensor([1., 2., 1.])
+        >>> Normalise(mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.1))(image).flatten()
+        tensor([1., 2., 5.])
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
-from oml.utils.images import images
-from oml.utils.images.images import TImReader
+from oml.utils.images.images import TImReader, imread_cv2, imread_pillow, imread_tensor
 
 #: a ``Compose`` of torchvision (v1 or v2) or of albumentations, or any function of an image
 TTransforms = Callable[..., Any]
@@ -35,10 +34,10 @@ def get_im_reader_for_transforms(transforms: TTransforms | None) -> TImReader:
         'imread_pillow'
     """
     if is_albumentations(transforms):
-        return images.imread_cv2
+        return imread_cv2
     if isinstance(transforms, v2.Compose) and isinstance(transforms.transforms[0], v2.ToImage):
-        return images.imread_tensor
-    return images.imread_pillow
+        return imread_tensor
+    return imread_pillow
 
 
 def as_callable(transforms: TTransforms) -> Callable[[Any], Any]:
