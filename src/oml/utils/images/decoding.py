@@ -21,6 +21,7 @@ from PIL.ImageFile import ImageFile
 TBox = tuple[int, int, int, int]
 
 _ORIENTATION = 0x0112  # of the EXIF tags
+_IF_TRUSTED = "If you trust it, set PIL.Image.MAX_IMAGE_PIXELS to a larger number, or to None."
 #: orientation -> how stored pixels become upright ones: rows and columns change places, then columns, rows are reversed
 _UPRIGHT = {
     1: (False, False, False),
@@ -94,18 +95,18 @@ class EncodedImage:
             )
         whole = box == (0, 0, width, height)
         stored_box = self._stored(box)
-        scale = 1
-        if self._is_jpeg and min_side is not None:
-            scale = next((scale for scale in (8, 4, 2) if min(_sides(_reduced(stored_box, scale))) >= min_side), 1)
+        scale = 1 if min_side is None else self._scale(stored_box, min_side)
         with self._one_error():
             pixels = self._decoded(scale)
+        if whole and not self._turned:
+            return pixels
         if not whole:
             x1, y1, x2, y2 = _reduced(stored_box, scale)
             pixels = pixels[y1:y2, x1:x2]
         if self._swapped:
             pixels = pixels.transpose(1, 0, 2)
         pixels = pixels[:: -1 if self._reversed_y else 1, :: -1 if self._reversed_x else 1]
-        return np.ascontiguousarray(pixels)
+        return pixels.copy()
 
     @property
     def _turned(self) -> bool:
@@ -121,6 +122,13 @@ class EncodedImage:
             y1, y2 = height - y2, height - y1
         return (y1, x1, y2, x2) if self._swapped else (x1, y1, x2, y2)
 
+    def _scale(self, stored_box: TBox, min_side: int) -> int:
+        for scale in (8, 4, 2):
+            x1, y1, x2, y2 = _reduced(stored_box, scale)
+            if self._is_jpeg and scale <= min(self._image.size) and min(x2 - x1, y2 - y1) >= min_side:
+                return scale
+        return 1
+
     def _decoded(self, scale: int) -> UInt8[np.ndarray, "height width 3"]:
         """All pixels as they are stored, writable."""
         width, height = self._image.size
@@ -132,7 +140,7 @@ class EncodedImage:
                 except ValueError:
                     pass  # it refuses any fault; whether the file can still be read is for Pillow to say
             if scale > 1:
-                self._image.draft(None, (max(1, width // scale), max(1, height // scale)))
+                self._image.draft(None, (width // scale, height // scale))
         self._image.load()
         return np.array(_rgb(self._image))
 
@@ -140,6 +148,8 @@ class EncodedImage:
     def _one_error(self) -> Iterator[None]:
         try:
             yield
+        except Image.DecompressionBombError as error:  # of WebP, for one, Pillow checks the size itself
+            raise OSError(f"{self._reader} cannot decode {self._name}: {error} {_IF_TRUSTED}") from error
         except Exception as error:  # decoders raise nearly everything for broken files
             raise OSError(f"{self._reader} cannot decode {self._name}: {' '.join(str(error).split())}") from error
 
@@ -180,7 +190,7 @@ def _check_number_of_pixels(width: int, height: int) -> None:
     if limit is not None and width * height > limit:
         raise OSError(
             f"it has {width} x {height} pixels, more than the limit of {limit}: decoding it could fill the memory. "
-            "If you trust it, set PIL.Image.MAX_IMAGE_PIXELS to a larger number, or to None."
+            + _IF_TRUSTED
         )
 
 
@@ -210,7 +220,3 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _reduced(box: TBox, scale: int) -> TBox:
     x1, y1, x2, y2 = ((2 * side + scale) // (2 * scale) for side in box)
     return x1, y1, x2, y2
-
-
-def _sides(box: TBox) -> tuple[int, int]:
-    return box[2] - box[0], box[3] - box[1]

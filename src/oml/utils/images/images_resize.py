@@ -1,8 +1,8 @@
 """Resizing that keeps the proportions ("ka"), and what it does to boxes, both ways.
 
 An image of ``src_hw`` is scaled by ``min(new_h / src_h, new_w / src_w)``, its sides truncated to whole pixels, and put
-into the middle of zeros of ``new_hw``; an odd pixel of padding goes right or below. Images are arrays (height, width) or
-(height, width, channel), and tensors (height, width), (channel, height, width) or (batch, channel, height, width).
+into the middle of zeros of ``new_hw``; an odd pixel of padding goes right or below. Images are arrays (height, width)
+or (height, width, channel), and tensors (height, width), (channel, height, width) or (batch, channel, height, width).
 Boxes are rows of x1, y1, x2, y2.
 """
 
@@ -11,13 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from numpy import ndarray
 from torch import Tensor
 
 THW = tuple[int, int]
-TPixels = TypeVar("TPixels", ndarray, Tensor)
-TBoxes = TypeVar("TBoxes", Float[ndarray, "box 4"], Float[Tensor, "box 4"])
+TArray = TypeVar("TArray", ndarray, Tensor)
 
 
 class KaResizeParam(NamedTuple):
@@ -42,16 +41,15 @@ def get_karesize_param(src_hw: THW, new_hw: THW) -> KaResizeParam:
     if min(*src_hw, *new_hw) < 1:
         raise ValueError(f"Keep-aspect resizing needs sides of 1 pixel or more, got {src_hw} -> {new_hw}.")
     (src_h, src_w), (new_h, new_w) = src_hw, new_hw
-    # in whole numbers: src_h * (new_h / src_h) may come out below new_h, and be truncated; a side never vanishes
-    h, w = (
-        (new_h, max(1, src_w * new_h // src_h))
-        if new_h * src_w <= new_w * src_h
-        else (max(1, src_h * new_w // src_w), new_w)
-    )
+    # in whole numbers, as src_h * (new_h / src_h) may come out below new_h and be truncated; a side never vanishes
+    if new_h * src_w <= new_w * src_h:
+        h, w = new_h, max(1, src_w * new_h // src_h)
+    else:
+        h, w = max(1, src_h * new_w // src_w), new_w
     return KaResizeParam(min(new_h / src_h, new_w / src_w), (h, w), (new_h - h) // 2, (new_w - w) // 2)
 
 
-def get_image_hw(image: ndarray | Tensor) -> THW:
+def get_image_hw(image: Any) -> THW:
     """``(height, width)``.
 
     Raises:
@@ -69,7 +67,7 @@ def get_image_hw(image: ndarray | Tensor) -> THW:
     return height, width
 
 
-def karesize_image(image: TPixels, new_hw: THW) -> TPixels:
+def karesize_image(image: TArray, new_hw: THW) -> TArray:
     """The image in the middle of zeros of ``new_hw``.
 
     Example:
@@ -90,7 +88,7 @@ def karesize_image(image: TPixels, new_hw: THW) -> TPixels:
     return framed
 
 
-def inverse_karesize_image(image: TPixels, src_hw: THW) -> TPixels:
+def inverse_karesize_image(image: TArray, src_hw: THW) -> TArray:
     """The image without its padding, resized to ``src_hw``, the size that it had before :func:`karesize_image`."""
     param = get_karesize_param(src_hw, get_image_hw(image))
     rows, columns = slice(param.top, param.top + param.hw[0]), slice(param.left, param.left + param.hw[1])
@@ -99,13 +97,13 @@ def inverse_karesize_image(image: TPixels, src_hw: THW) -> TPixels:
     return resize_ndarray(image[rows, columns], src_hw)
 
 
-def karesize_bboxes(boxes: TBoxes, src_hw: THW, new_hw: THW) -> TBoxes:
+def karesize_bboxes(boxes: TArray, src_hw: THW, new_hw: THW) -> TArray:
     """Where boxes of the image of ``src_hw`` lie after :func:`karesize_image`: scaled, then shifted."""
     param = get_karesize_param(src_hw, new_hw)
     return boxes * param.scale + _shift(boxes, param)
 
 
-def inverse_karesize_bboxes(boxes: TBoxes, curr_hw: THW, src_hw: THW) -> TBoxes:
+def inverse_karesize_bboxes(boxes: TArray, curr_hw: THW, src_hw: THW) -> TArray:
     """Where boxes of the resized image, of ``curr_hw`` pixels, lie in that of ``src_hw`` it was made from.
 
     Example:
