@@ -1,3 +1,4 @@
+import inspect
 import pickle
 from pathlib import Path
 
@@ -89,7 +90,12 @@ def test_roles_are_bools(df: DataFrame, root: Path) -> None:
     ds = DatasetQueryGallery(df, dataset_root=root)
     assert [(ds[i]["is_query"], ds[i]["is_gallery"]) for i in range(3)] == [(True, False), (False, True), (True, True)]
     batch = next(
-        iter(DataLoader(DatasetQueryGallery(df.iloc[:2].drop(columns=["x_1"]), dataset_root=root), batch_size=2))
+        iter(
+            DataLoader(
+                DatasetQueryGallery(df.iloc[:2].drop(columns=["x_1", "x_2", "y_1", "y_2"]), dataset_root=root),
+                batch_size=2,
+            )
+        )
     )
     assert batch["is_query"].dtype == torch.bool
     assert batch["labels"].tolist() == [5, 5]
@@ -117,12 +123,77 @@ def test_the_caller_keeps_the_table(df: DataFrame, root: Path) -> None:
     assert df.equals(before)
 
 
-@pytest.mark.parametrize("name", ["broken.png", "text.png", "none.png"])
+@pytest.mark.parametrize("name", ["broken.png", "text.png"])
 def test_an_unreadable_image_is_named(df: DataFrame, root: Path, name: str) -> None:
     df.loc[1, "path"] = name
     with pytest.raises(OSError, match=rf"cannot read the image of row 1, .*{name}: .*Replace the file") as error:
         DatasetWithLabels(df, dataset_root=root)[1]
     assert "\n" not in str(error.value)
+
+
+def test_unreadable_images_can_be_skipped(df: DataFrame, root: Path) -> None:
+    df = df.drop(columns=["x_1", "x_2", "y_1", "y_2"]).assign(path=["0.png", "broken.png", "2.png"])
+    ds = DatasetQueryGallery(df, dataset_root=root, on_unreadable="skip")
+    with pytest.warns(UserWarning, match=r"row 1, .*broken.png: .* It is skipped\.") as caught:
+        batch = next(iter(DataLoader(ds, batch_size=3)))
+    assert len(caught) == 1
+    assert batch["idx"].tolist() == [0, 2]
+    assert batch["input_tensors"].shape[0] == len(batch["labels"]) == 2
+    with pytest.raises(OSError, match="row 1"):  # there is nothing left to make a batch of
+        next(iter(DataLoader(ds, batch_size=1, sampler=[1])))
+    with pytest.raises(OSError, match="row 1"):
+        ds[1]
+    with pytest.raises(OSError, match="row 1"):
+        next(iter(DataLoader(DatasetQueryGallery(df, dataset_root=root), batch_size=3)))
+    unchecked = inspect.unwrap(DatasetWithLabels.__init__)  # the tests' own checks of annotations would come first
+    with pytest.raises(ValueError, match="DatasetWithLabels knows on_unreadable 'raise' and 'skip', got 'ignore'"):
+        unchecked(object.__new__(DatasetWithLabels), df, dataset_root=root, on_unreadable="ignore")
+
+
+def test_a_reader_of_ones_own(df: DataFrame, root: Path) -> None:
+    """It gets bytes; whatever it raises names the row."""
+
+    def read(content: bytes) -> np.ndarray:
+        assert content == (root / "1.png").read_bytes()
+        return np.full((7, 9, 1), 5.0)
+
+    ds = DatasetWithLabels(df.drop(columns="category"), dataset_root=root, f_imread=read, transform=torch.from_numpy)
+    assert torch.equal(ds[1]["input_tensors"], torch.full((7, 9, 1), 5.0, dtype=torch.float64))
+    with pytest.raises(OSError, match=r"cannot read the image of row 2, .*2\.png"):
+        ds[2]
+
+
+def test_sequences_are_numbered(df: DataFrame, root: Path) -> None:
+    ds = DatasetQueryGallery(df.assign(sequence=["cam 3", None, "cam 1"]), dataset_root=root)
+    assert [ds[i]["sequence"] for i in range(3)] == [0, -1, 1]
+    assert ds.sequence_key == "sequence"
+    numbers = DatasetWithLabels(df.assign(sequence=[12.0, np.nan, 12.0]), dataset_root=root, sequence_key="s")
+    assert [numbers[i]["s"] for i in range(3)] == [0, -1, 0]
+    assert DatasetWithLabels(df, dataset_root=root).sequence_key is None
+
+
+def test_an_albumentations_transform(df: DataFrame, root: Path) -> None:
+    from oml.transforms.images.albumentations import get_normalisation_albu
+
+    torch_items, albu_items = (
+        DatasetWithLabels(df, dataset_root=root, transform=transform) for transform in (None, get_normalisation_albu())
+    )
+    for albu_item, torch_item in zip(albu_items, torch_items, strict=True):
+        torch.testing.assert_close(albu_item.pop("input_tensors"), torch_item.pop("input_tensors"), atol=1e-5, rtol=0)
+        assert albu_item == torch_item
+
+
+def test_what_is_wrong_with_the_items_is_said_when_the_data_set_is_made(df: DataFrame, root: Path) -> None:
+    for changed, text in (
+        (df.assign(path=["0.png", "none.png", "2.png"]), r"below the data set root, .*row 1 with \['none.png'\]"),
+        (df.assign(path=["0.png", 3, "2.png"]), "path must be text; it is not in row 1"),
+        (df.assign(label=[1.5, 2, 3]), "label must be .* whole numbers"),
+        (df.assign(x_1=[5, np.nan, 0]), "x_1 must be below x_2; it is not in row 0"),
+        (df.assign(x_1=[np.nan, np.nan, 0]), "four whole numbers.* row 0"),
+    ):
+        for make in (DatasetWithLabels, DatasetQueryGallery):
+            with pytest.raises(TableError, match=text):
+                make(changed, dataset_root=root)
 
 
 def test_a_box_beyond_its_image_is_named(df: DataFrame, root: Path) -> None:
@@ -131,7 +202,7 @@ def test_a_box_beyond_its_image_is_named(df: DataFrame, root: Path) -> None:
         DatasetWithLabels(df, dataset_root=root)[0]
 
 
-def test_tables_that_do_not_do(df: DataFrame) -> None:
+def test_tables_that_do_not_do(df: DataFrame, root: Path) -> None:
     with pytest.raises(TableError, match=r"needs the columns \['label'\]"):
         DatasetWithLabels(df.drop(columns="label"))
     with pytest.raises(TableError, match=r"needs the columns \['is_gallery'\]"):
@@ -139,9 +210,9 @@ def test_tables_that_do_not_do(df: DataFrame) -> None:
     with pytest.raises(TableError, match="at least one row"):
         DatasetWithLabels(df.iloc[:0])
     with pytest.raises(ValueError, match="'weight' has 2 for 3 rows"):
-        DatasetWithLabels(df, extra_data={"weight": [1, 2]})
+        DatasetWithLabels(df, dataset_root=root, extra_data={"weight": [1, 2]})
     with pytest.raises(ValueError, match="'is_query' of its own"):
-        DatasetQueryGallery(df, extra_data={"is_query": [1, 2, 3]})
+        DatasetQueryGallery(df, dataset_root=root, extra_data={"is_query": [1, 2, 3]})
 
 
 def test_data_sets_go_to_workers(df: DataFrame, root: Path) -> None:

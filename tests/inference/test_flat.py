@@ -59,3 +59,16 @@ def test_the_mode_is_restored(dataset: DatasetWithLabels, training: bool) -> Non
 def test_an_empty_data_set(dataset: DatasetWithLabels) -> None:
     with pytest.raises(ValueError, match="at least one item"):
         extract_embeddings(Mean(), torch.utils.data.Subset(dataset, []))
+
+
+def test_items_left_out_are_an_error(dataset: DatasetWithLabels, tmp_path: Path) -> None:
+    """Otherwise the rows after them would belong to other items."""
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    df = dataset.df.copy()
+    df.loc[4, "path"] = str(tmp_path / "broken.jpg")
+    lenient = DatasetWithLabels(df, on_unreadable="skip")
+    with (
+        pytest.warns(UserWarning, match="row 4, .* It is skipped"),
+        pytest.raises(ValueError, match=r"left some of the items 3 to 5 out.*oml check TABLE --images"),
+    ):
+        extract_embeddings(Mean(), lenient, batch_size=3)

@@ -1,8 +1,9 @@
 """Data sets of images, made from rows of the retrieval table."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from oml.const import (
     LABELS_KEY,
     PATHS_COLUMN,
     PATHS_KEY,
+    SEQUENCE_COLUMN,
+    SEQUENCE_KEY,
     SPLIT_COLUMN,
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
@@ -36,12 +39,12 @@ from oml.const import (
     Y2_COLUMN,
     Y2_KEY,
 )
-from oml.datasets.table import TableError, check_retrieval_dataframe_format, rows_where
+from oml.datasets.image_files import ImageFiles, UnreadableImageError
+from oml.datasets.table import TableError, check_items, check_retrieval_dataframe_format, read_table, rows_where
 from oml.interfaces.datasets import IDatasetQueryGallery, IDatasetWithLabels
 from oml.transforms.images.torchvision import get_normalisation_torch
-from oml.utils.images.images import TImage, TImReader, imread_pillow
-
-Transform = Callable[[Any], Any]
+from oml.transforms.images.utils import TTransforms, as_callable, get_im_reader_for_transforms
+from oml.utils.images.images import TImReader
 
 
 class BaseDataset(Dataset):
@@ -49,10 +52,11 @@ class BaseDataset(Dataset):
 
     ============================  ========================================================================
     ``input_tensors``             what the transform made of the image, or of the part inside its box
-    ``labels``                    int
+    ``labels``                    the cell of the table
     ``paths``                     str, the root joined
     ``idx``                       ``i``
     ``categories``                if the table has the column
+    ``sequence``                  if the table has the column: a number for each value in it, -1 for empty cells
     ``x1``, ``y1``, ``x2``, ``y2``  the pixels that were taken, if the table has boxes
     names in ``extra_data``       their entry of this row
     ============================  ========================================================================
@@ -60,23 +64,33 @@ class BaseDataset(Dataset):
     Args:
         df: rows of a retrieval table; the columns ``label`` and ``path`` are needed. It is copied.
         extra_data: name -> one entry per row, such as embeddings made before.
-        transform: PIL image -> tensor; by default normalisation alone, so sizes stay as they are.
+        transform: image -> tensor, of torchvision or albumentations or any function; by default normalisation alone,
+            so sizes stay as they are.
         dataset_root: the folder that relative paths refer to.
-        f_imread: path -> PIL image.
+        f_imread: the bytes of an image file -> image as the transform wants it; by default chosen for the transform,
+            see :func:`oml.transforms.images.utils.get_im_reader_for_transforms`. With a
+            :class:`~oml.utils.images.images.ShrinkingReader`, JPEG files are decoded at a reduced scale.
+        cache_size: bytes of decoded images to keep between epochs; all worker processes share them. 0 keeps none.
         input_tensors_key, labels_key, ...: the names of an item's entries.
+        on_unreadable: ``raise``, or ``skip`` to leave items whose image cannot be read out of their batches with a
+            warning that names them; ``idx`` tells who is there. What forms batches is
+            ``torch.utils.data.DataLoader``; a direct ``ds[i]`` always raises.
 
     Raises:
-        TableError: if a column is missing or there are no rows.
-        ValueError: if ``extra_data`` does not fit the table.
+        TableError: if a column is missing, there are no rows, files do not exist or boxes are malformed.
+        ValueError: if ``extra_data`` does not fit the table, or ``cache_size`` is negative.
     """
+
+    _needs_whole_labels = False
 
     def __init__(
         self,
         df: DataFrame,
         extra_data: Mapping[str, Sequence[Any] | np.ndarray | Tensor] | None = None,
-        transform: Transform | None = None,
+        transform: TTransforms | None = None,
         dataset_root: Path | str | None = None,
         f_imread: TImReader | None = None,
+        cache_size: int = 0,
         input_tensors_key: str = INPUT_TENSORS_KEY,
         labels_key: str = LABELS_KEY,
         paths_key: str = PATHS_KEY,
@@ -86,47 +100,78 @@ class BaseDataset(Dataset):
         y1_key: str = Y1_KEY,
         y2_key: str = Y2_KEY,
         index_key: str = INDEX_KEY,
+        sequence_key: str = SEQUENCE_KEY,
+        on_unreadable: Literal["raise", "skip"] = "raise",
     ) -> None:
-        _require_columns(type(self).__name__, df, (LABELS_COLUMN, PATHS_COLUMN))
+        owner = type(self).__name__
+        if on_unreadable not in ("raise", "skip"):
+            raise ValueError(f"{owner} knows on_unreadable 'raise' and 'skip', got {on_unreadable!r}.")
+        _require_columns(owner, df, (LABELS_COLUMN, PATHS_COLUMN))
         self.df = df.reset_index(drop=True)
         root = Path() if dataset_root is None else Path(dataset_root)
+        check_items(owner, self.df, root, whole_labels=self._needs_whole_labels)
         self.df[PATHS_COLUMN] = [str(root / path) for path in self.df[PATHS_COLUMN]]
         self.extra_data = dict(extra_data or {})
         self.transform = get_normalisation_torch() if transform is None else transform
-        self.f_imread = imread_pillow if f_imread is None else f_imread
-        self.bboxes_exist = set(BBOXES_COLUMNS) <= set(self.df.columns)
+        self.f_imread = get_im_reader_for_transforms(self.transform) if f_imread is None else f_imread
+        self.on_unreadable = on_unreadable
+        self._apply = as_callable(self.transform)
 
+        self.bboxes_exist = set(BBOXES_COLUMNS) <= set(self.df.columns)
         self.input_tensors_key = input_tensors_key
         self.labels_key = labels_key
         self.paths_key = paths_key
         self.index_key = index_key
         self.categories_key = categories_key if CATEGORIES_COLUMN in self.df.columns else None
-        self.bboxes_keys = (x1_key, y1_key, x2_key, y2_key) if self.bboxes_exist else ()
+        self.sequence_key = sequence_key if SEQUENCE_COLUMN in self.df.columns else None
+        self.x1_key, self.y1_key, self.x2_key, self.y2_key = (
+            (x1_key, y1_key, x2_key, y2_key) if self.bboxes_exist else (None,) * 4
+        )
 
         # lists, for an item should not cost a look-up in a data frame
-        self._paths: list[str] = self.df[PATHS_COLUMN].tolist()
-        self._columns = {labels_key: self.df[LABELS_COLUMN].tolist(), paths_key: self._paths}
+        paths: list[str] = self.df[PATHS_COLUMN].tolist()
+        self._columns = {labels_key: self.df[LABELS_COLUMN].tolist(), paths_key: paths}
         if self.categories_key is not None:
             self._columns[self.categories_key] = self.df[CATEGORIES_COLUMN].tolist()
+        if self.sequence_key is not None:
+            self._columns[self.sequence_key] = pd.factorize(self.df[SEQUENCE_COLUMN])[0].tolist()
         box_columns = [X1_COLUMN, Y1_COLUMN, X2_COLUMN, Y2_COLUMN]
-        self._boxes = self.df[box_columns].to_numpy(dtype=float) if self.bboxes_exist else None
+        boxes = self.df[box_columns].to_numpy(dtype=float, na_value=np.nan) if self.bboxes_exist else None
+        self._images = ImageFiles(owner, paths, boxes, self.f_imread, cache_size)
         self._check_extra_data()
 
+    @property
+    def bboxes_keys(self) -> tuple[str, ...]:
+        """The keys of x1, y1, x2, y2; empty if the table has no boxes."""
+        keys = (self.x1_key, self.y1_key, self.x2_key, self.y2_key)
+        return tuple(key for key in keys if key is not None)
+
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._images)
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        image = self._read(idx)
-        box = self._box(idx, image)
-        if box != (0, 0, image.width, image.height):
-            image = image.crop(box)
+        idx = range(len(self))[idx]  # an IndexError where a loop over the items has to end
+        image, box = self._images.load(idx)
         return {
-            self.input_tensors_key: self.transform(image),
+            self.input_tensors_key: self._apply(image),
             **{key: column[idx] for key, column in self._columns.items()},
             **dict(zip(self.bboxes_keys, box, strict=False)),
             **{key: values[idx] for key, values in self.extra_data.items()},
             self.index_key: idx,
         }
+
+    def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """The items of one batch, as a ``DataLoader`` asks for them; without unreadable ones if they are skipped."""
+        items, errors = [], []
+        for idx in ids:
+            try:
+                items.append(self[idx])
+            except UnreadableImageError as error:
+                errors.append(error)
+                if self.on_unreadable == "raise" or len(errors) == len(ids):
+                    raise
+                warnings.warn(f"{error} It is skipped.", stacklevel=2)
+        return items
 
     def get_labels(self) -> np.ndarray:
         """The label of every item, in order."""
@@ -134,27 +179,6 @@ class BaseDataset(Dataset):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} items of {self.df[LABELS_COLUMN].nunique()} labels)"
-
-    def _read(self, idx: int) -> TImage:
-        try:
-            return self.f_imread(self._paths[idx])
-        except OSError as error:
-            raise OSError(
-                f"{type(self).__name__} cannot read the image of row {idx}, {self._paths[idx]}: "
-                f"{' '.join(str(error).split())}. Replace the file, or take the row out of the table."
-            ) from error
-
-    def _box(self, idx: int, image: TImage) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2 of the part to take."""
-        if self._boxes is None or np.isnan(self._boxes[idx]).any():
-            return 0, 0, image.width, image.height
-        x1, y1, x2, y2 = (int(side) for side in self._boxes[idx])
-        if x2 > image.width or y2 > image.height:
-            raise ValueError(
-                f"{type(self).__name__} got a box that leaves its image in row {idx}, {self._paths[idx]}: the box "
-                f"ends at ({x2}, {y2}), the image has {image.width} x {image.height} pixels."
-            )
-        return x1, y1, x2, y2
 
     def _check_extra_data(self) -> None:
         taken = {*self._columns, *self.bboxes_keys, self.input_tensors_key, self.index_key}
@@ -169,7 +193,9 @@ class BaseDataset(Dataset):
 
 
 class DatasetWithLabels(BaseDataset, IDatasetWithLabels):
-    """Labelled images for training; arguments and items as in :class:`BaseDataset`."""
+    """Labelled images for training; arguments and items as in :class:`BaseDataset`. Labels are whole numbers."""
+
+    _needs_whole_labels = True
 
     def get_label2category(self) -> dict[int, str | int] | None:
         """The category of every label (of its last row, should it have several); ``None`` if the table has none."""
@@ -185,13 +211,16 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
     as bools under the keys of these names.
     """
 
+    _needs_whole_labels = True
+
     def __init__(
         self,
         df: DataFrame,
         extra_data: Mapping[str, Sequence[Any] | np.ndarray | Tensor] | None = None,
         dataset_root: Path | str | None = None,
-        transform: Transform | None = None,
+        transform: TTransforms | None = None,
         f_imread: TImReader | None = None,
+        cache_size: int = 0,
         input_tensors_key: str = INPUT_TENSORS_KEY,
         labels_key: str = LABELS_KEY,
         paths_key: str = PATHS_KEY,
@@ -202,14 +231,18 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
         y2_key: str = Y2_KEY,
         is_query_key: str = IS_QUERY_KEY,
         is_gallery_key: str = IS_GALLERY_KEY,
+        sequence_key: str = SEQUENCE_KEY,
+        on_unreadable: Literal["raise", "skip"] = "raise",
     ) -> None:
-        _require_columns(type(self).__name__, df, (IS_QUERY_COLUMN, IS_GALLERY_COLUMN))
+        owner = type(self).__name__
+        _require_columns(owner, df, (IS_QUERY_COLUMN, IS_GALLERY_COLUMN))
         super().__init__(
             df=df,
             extra_data=extra_data,
             transform=transform,
             dataset_root=dataset_root,
             f_imread=f_imread,
+            cache_size=cache_size,
             input_tensors_key=input_tensors_key,
             labels_key=labels_key,
             paths_key=paths_key,
@@ -218,6 +251,8 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
             x2_key=x2_key,
             y1_key=y1_key,
             y2_key=y2_key,
+            sequence_key=sequence_key,
+            on_unreadable=on_unreadable,
         )
         self.is_query_key = is_query_key
         self.is_gallery_key = is_gallery_key
@@ -225,8 +260,7 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
             role = self.df[column].astype(object)
             if (bad := ~role.isin([True, False])).any():
                 raise TableError(
-                    f"{type(self).__name__} needs true or false in the column {column}, "
-                    f"not so in {rows_where(bad, role)}."
+                    f"{owner} needs true or false in the column {column}, not so in {rows_where(bad, role)}."
                 )
             self._columns[key] = role.astype(bool).tolist()
         self._check_extra_data()
@@ -234,11 +268,12 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
 
 def get_retrieval_datasets(
     dataset_root: Path | str,
-    transforms_train: Transform | None,
-    transforms_val: Transform | None,
+    transforms_train: TTransforms | None,
+    transforms_val: TTransforms | None,
     f_imread_train: TImReader | None = None,
     f_imread_val: TImReader | None = None,
     dataframe_name: str = "df.csv",
+    cache_size: int = 0,
     verbose: bool = True,
 ) -> tuple[DatasetWithLabels, DatasetQueryGallery]:
     """The train and the validation part of the table ``dataset_root / dataframe_name``, once it is checked.
@@ -246,18 +281,24 @@ def get_retrieval_datasets(
     Train labels are renumbered to ``0 .. n_labels - 1`` in their sorted order, as classification losses need them;
     validation labels stay as they are in the table.
 
+    Args:
+        dataset_root: the folder of the table, which its paths are relative to.
+        transforms_train, transforms_val, f_imread_train, f_imread_val, cache_size: see :class:`BaseDataset`; each of
+            the two data sets has a cache of that size.
+        dataframe_name: of the table, a CSV or Parquet file.
+        verbose: warn of what is legal but trains badly.
+
     Raises:
-        TableError: if the table breaks the format.
+        TableError: if the table breaks the format, or lacks train or validation rows.
     """
     root = Path(dataset_root)
-    table = pd.read_csv(root / dataframe_name, index_col=None)
+    table = read_table(root / dataframe_name)
     check_retrieval_dataframe_format(table, dataset_root=root, verbose=verbose)
-    train = table[table[SPLIT_COLUMN] == TRAIN_SPLIT].copy()
-    train[LABELS_COLUMN] = np.unique(train[LABELS_COLUMN], return_inverse=True)[1]
-    validation = table[table[SPLIT_COLUMN] == VALIDATION_SPLIT]
+    train, validation = (table[table[SPLIT_COLUMN] == split] for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    train = train.assign(**{LABELS_COLUMN: np.unique(train[LABELS_COLUMN], return_inverse=True)[1]})
     return (
-        DatasetWithLabels(train, dataset_root=root, transform=transforms_train, f_imread=f_imread_train),
-        DatasetQueryGallery(validation, dataset_root=root, transform=transforms_val, f_imread=f_imread_val),
+        DatasetWithLabels(train, None, transforms_train, root, f_imread_train, cache_size),
+        DatasetQueryGallery(validation, None, root, transforms_val, f_imread_val, cache_size),
     )
 
 

@@ -32,7 +32,8 @@ def extract_embeddings(
         on_progress: called with the items done and the items in all, after every batch.
 
     Raises:
-        ValueError: if the data set is empty.
+        ValueError: if the data set is empty, or leaves out items, see ``on_unreadable`` of
+            :class:`oml.datasets.base.BaseDataset`.
     """
     total = len(dataset)  # pyright: ignore[reportArgumentType]
     if total == 0:
@@ -46,6 +47,12 @@ def extract_embeddings(
     try:
         for batch in DataLoader(dataset, batch_size=batch_size, num_workers=num_workers):
             part = extractor.extract(batch[key].to(device)).cpu()
+            if len(part) < min(batch_size, total - done):
+                raise ValueError(
+                    f"extract_embeddings needs an embedding for each of the {total} items, but the data set left some "
+                    f"of the items {done} to {min(done + batch_size, total) - 1} out. Take unreadable images out "
+                    "of the table first; `oml check TABLE --images` finds them."
+                )
             if embeddings is None:
                 embeddings = part.new_empty((total, part.shape[1]))
             embeddings[done : done + len(part)] = part

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from oml.const import INDEX_KEY, INPUT_TENSORS_KEY, IS_GALLERY_KEY, IS_QUERY_KEY, LABELS_KEY
+from oml.const import (
+    INDEX_KEY,
+    INPUT_TENSORS_KEY,
+    IS_GALLERY_KEY,
+    IS_QUERY_KEY,
+    LABELS_KEY,
+    PAIR_1ST_KEY,
+    PAIR_2ND_KEY,
+)
 
 
 class IDatasetWithLabels(Dataset, ABC):
@@ -37,3 +45,17 @@ class IDatasetQueryGallery(Dataset, ABC):
     @abstractmethod
     def __getitem__(self, idx: int) -> dict[str, Any]:
         """A dict with the input tensor, the label, the two roles and ``idx`` itself."""
+
+
+class IPairsDataset(Dataset, ABC):
+    """Pairs of items. The keys of the two members go by two spellings each, for callers of both."""
+
+    pairs_1st_key: str = PAIR_1ST_KEY
+    pairs_2nd_key: str = PAIR_2ND_KEY
+    pair_1st_key: str = PAIR_1ST_KEY
+    pair_2nd_key: str = PAIR_2ND_KEY
+    index_key: str = INDEX_KEY
+
+    @abstractmethod
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        """A dict with both members and ``idx`` itself."""

@@ -1,0 +1,113 @@
+"""Images of files, or of boxes in them: read, decoded, kept, cut."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from oml.datasets.image_cache import Decoded, DecodedImageCache
+from oml.utils.images.images import ShrinkingReader, TImReader, crop_image, image_size
+
+Box = tuple[int, int, int, int]
+
+
+class UnreadableImageError(OSError):
+    """The file of an item cannot be read or decoded."""
+
+
+class ImageFiles:
+    """Images by number; what a data set asks for the pixels of its items.
+
+    Args:
+        owner: who is speaking in error messages.
+        paths: of the image files; one may occur several times, with different boxes.
+        boxes: x1, y1, x2, y2 of the part to take from each, NaN for the whole image; ``None`` if there are none at all.
+        f_imread: the bytes of a file -> image. A :class:`~oml.utils.images.images.ShrinkingReader` is told the box.
+        cache_size: bytes of decoded pixels to keep between epochs, shared by all worker processes; 0 keeps none.
+
+    Raises:
+        ValueError: for a negative ``cache_size``.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        paths: Sequence[str],
+        boxes: Float[ndarray, "item 4"] | None,
+        f_imread: TImReader,
+        cache_size: int = 0,
+    ) -> None:
+        if cache_size < 0:
+            raise ValueError(f"{owner} needs a cache_size of 0 or more bytes, got {cache_size}.")
+        self._owner = owner
+        self._paths = list(paths)
+        self._boxes = boxes
+        self._f_imread = f_imread
+        self._numbers: list[int] = []
+        self._cache: DecodedImageCache | None = None
+        if cache_size > 0:
+            # a shrinking reader gives another image for each box, others one for each file
+            by_row = boxes is not None and isinstance(f_imread, ShrinkingReader)
+            numbers = np.arange(len(paths)) if by_row else np.unique(self._paths, return_inverse=True)[1]
+            self._numbers = numbers.tolist()
+            self._cache = DecodedImageCache(len(paths), cache_size)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def load(self, idx: int) -> tuple[Any, Box]:
+        """The pixels of an item, and the box they are from: x1, y1, x2, y2 in the full image.
+
+        Raises:
+            UnreadableImageError: if there is no such file or it cannot be decoded.
+            ValueError: if the box leaves the image.
+        """
+        decoded = None
+        if self._cache is not None:
+            decoded = self._cache.get(self._numbers[idx])
+            if decoded is None:
+                decoded = self._decode(idx)
+                self._cache.put(self._numbers[idx], decoded)
+        decoded = decoded or self._decode(idx)
+        box = self._checked_box(idx, decoded.full_size)
+        if box == (0, 0, *decoded.full_size) or isinstance(self._f_imread, ShrinkingReader):
+            return decoded.image, box
+        return crop_image(decoded.image, box), box
+
+    def _decode(self, idx: int) -> Decoded:
+        try:
+            content = Path(self._paths[idx]).read_bytes()
+            if isinstance(self._f_imread, ShrinkingReader):
+                return self._shrunk(self._f_imread, content, idx)
+            image = self._f_imread(content)
+            return Decoded(image, image_size(image))
+        except Exception as error:  # readers are users' own functions, too
+            raise UnreadableImageError(
+                f"{self._owner} cannot read the image of row {idx}, {self._paths[idx]}: "
+                f"{' '.join(str(error).split())}. Replace the file, or take the row out of the table."
+            ) from error
+
+    def _shrunk(self, reader: ShrinkingReader, content: bytes, idx: int) -> Decoded:
+        try:
+            return Decoded(*reader.read(content, self._given_box(idx)))
+        except ValueError:  # the box leaves the image: load() will say so, once it knows the image's size
+            return Decoded(*reader.read(content))
+
+    def _given_box(self, idx: int) -> Box | None:
+        if self._boxes is None or np.isnan(self._boxes[idx]).any():
+            return None
+        x1, y1, x2, y2 = (int(side) for side in self._boxes[idx])
+        return x1, y1, x2, y2
+
+    def _checked_box(self, idx: int, full_size: tuple[int, int]) -> Box:
+        width, height = full_size
+        box = self._given_box(idx) or (0, 0, width, height)
+        if box[2] > width or box[3] > height:
+            raise ValueError(
+                f"{self._owner} got a box that leaves its image in row {idx}, {self._paths[idx]}: the box "
+                f"ends at {box[2:]}, the image has {width} x {height} pixels."
+            )
+        return box
