@@ -1,6 +1,6 @@
 """Environments of their own for the packages we compare with: what they need seldom fits what we need.
 
-    python benchmarks/peers.py    # make the environment, or say where it is
+python benchmarks/peers.py    # make the environment, or say where it is
 """
 
 import hashlib
@@ -19,6 +19,7 @@ OML_PEER = (
     "torch==2.14.1",
     "torchvision==0.29.1",
     "setuptools<81",
+    "omegaconf",  # which open-metric-learning imports, and does not ask for
 )
 
 
