@@ -17,8 +17,14 @@ MODULES = {
 EXTRAS = {name for name in PROJECT["optional-dependencies"] if name not in ("dev", "docs")}
 
 CODE = """
-import importlib, pkgutil, sys
-sys.modules.update(dict.fromkeys(ABSENT))  # to import one is a ModuleNotFoundError, to look for one finds nothing
+import builtins, importlib, pkgutil
+
+def guarded(name, globals=None, *others, original=builtins.__import__, **named):
+    if (globals or {}).get("__name__", "").startswith("oml") and name.split(".")[0] in ABSENT:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return original(name, globals, *others, **named)
+
+builtins.__import__ = guarded  # other packages look for them in ways of their own, and may find them
 import oml
 for module in pkgutil.walk_packages(oml.__path__, "oml."):
     importlib.import_module(module.name)

@@ -106,7 +106,7 @@ class DecodedImageCache:
         record = _RECORD.pack(start, kind, *pixels.shape[:2], *decoded.full_size)
         try:
             with self._one_thread:
-                _write(file, start, pixels)
+                _write(file, start, pixels.data)
                 # the first number last: whoever reads it finds the rest
                 place = _COUNTER.size + number * _RECORD.size
                 _write(file, place + _COUNTER.size, record[_COUNTER.size :])
@@ -146,7 +146,7 @@ def _read(file: FileIO, start: int, size: int) -> bytearray:
     return content
 
 
-def _write(file: FileIO, start: int, content: bytes | np.ndarray) -> None:
+def _write(file: FileIO, start: int, content: bytes | memoryview) -> None:
     file.seek(start)
     left = memoryview(content).cast("B")
     while left:
