@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -31,6 +32,7 @@ for module in pkgutil.walk_packages(oml.__path__, "oml."):
 """
 
 
+@pytest.mark.slow
 def test_all_modules_import_without_the_extras() -> None:
     requirements = [text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra]]
     names = {Requirement(text).name for text in requirements}
