@@ -11,6 +11,7 @@ import typer
 import oml
 from oml.cli.check import check
 from oml.cli.demo import demo
+from oml.cli.split import split
 from oml.cli.transforms import transforms
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(check)
 app.command()(demo)
+app.command()(split)
 app.add_typer(transforms)
 
 

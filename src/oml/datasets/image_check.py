@@ -123,7 +123,7 @@ def _boxes_outside(files: Sequence[ImageFile], codes: Int[ndarray, " row"], tabl
     unknown = (np.inf, np.inf)  # no box leaves an image that nobody could read, nor (the last one) a missing file
     sizes = np.array([*(file.size or unknown for file in files), unknown])[codes]
     sides = DataFrame({column: pd.to_numeric(table[column], errors="coerce") for column in (X2_COLUMN, Y2_COLUMN)})
-    outside = np.asarray(sides.to_numpy(dtype=float, na_value=np.nan) > sizes).any(axis=1)
+    outside = np.asarray((sides.to_numpy(dtype=float, na_value=np.nan) > sizes).any(axis=1))
     if outside.any():
         first = np.flatnonzero(outside)[:3]
         ends, those = sides.iloc[first].astype(int).to_numpy().tolist(), sizes[first].astype(int).tolist()

@@ -47,10 +47,17 @@ def _are_files(folder: str, names: Sequence[str]) -> Iterable[bool]:
         try:
             with os.scandir(folder or ".") as entries:
                 # of a folder much larger than what is looked for, not all is read
-                listed = {entry.name for entry in islice(entries, 8 * len(names)) if entry.is_file()}
+                listed = {entry.name for entry in islice(entries, 8 * len(names)) if _is_file(entry)}
         except (FileNotFoundError, NotADirectoryError):
             return (False for _ in names)
         except (OSError, ValueError):
             pass  # a folder may be open and still not show what is in it
     # what is not listed may go by another spelling where upper and lower case are one
     return (name in listed or os.path.isfile(os.path.join(folder, name)) for name in names)
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # links that point at each other
+        return False

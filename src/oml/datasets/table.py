@@ -68,19 +68,21 @@ def read_table(source: DataFrame | Path | str, sep: str = ",") -> DataFrame:
         if is_csv:
             if ".tsv" in name and sep == ",":
                 sep = "\t"
-            # low_memory would read a long column in parts, each with a type of its own
-            table = pd.read_csv(path, sep=sep, index_col=None, low_memory=False)
+            # Columns as the header has them: pandas would take the first one for an index where rows are longer.
+            # And low_memory would read a long column in parts, each with a type of its own.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Length of header", pd.errors.ParserWarning)  # cells would get lost
+                table = pd.read_csv(path, sep=sep, index_col=False, low_memory=False)
         else:
             table = _read_parquet(path)
     except ModuleNotFoundError:
         raise
+    except pd.errors.ParserWarning as error:
+        raise TableError(
+            f"The table {str(path)!r} cannot be read: its rows have more cells than its header."
+        ) from error
     except Exception as error:  # decompressors and parsers have many kinds
         raise TableError(f"The table {str(path)!r} cannot be read: {' '.join(str(error).split())}.") from error
-    if is_csv and not isinstance(table.index, pd.RangeIndex):
-        raise TableError(
-            f"The table {str(path)!r} cannot be read: its rows have more cells than its header, which has "
-            f"{len(table.columns)}. Is there a separator too many at the ends of the rows?"
-        )
     for column in table.columns[table.columns == LABELS_COLUMN]:
         if is_integer_dtype(table[column]) and not table[column].isna().any():
             table[column] = table[column].astype(np.int64)

@@ -119,11 +119,10 @@ def _bad_roles(column: str, table: DataFrame) -> Iterator[str]:
         return
     hint = ""
     as_text = bad & role.astype(object).isin(["True", "False", "true", "false", "TRUE", "FALSE"]).to_numpy()
-    if as_text.any() and (other := bad & ~as_text & role.notna().to_numpy()).any():
+    if as_text.any() and (bad & ~as_text & role.notna().to_numpy()).any():
         # one cell of another kind, and all cells of a CSV column are read as text
         bad &= ~as_text
-        if other.sum() == bad.sum():
-            hint = f" Because of that, true and false were read as text in {as_text.sum():,} other rows."
+        hint = f" Beside such cells, true and false were read as text in {as_text.sum():,} rows."
     elif as_text.any():
         hint = f' Text is no truth value; convert it: df["{column}"].map({{"True": True, "False": False}}).'
     yield f"{column} must be true or false in validation rows; it is not in {rows_where(bad, role)}.{hint}"
@@ -171,7 +170,7 @@ def bad_labels(table: DataFrame) -> Iterator[str]:
     if (empty := label.isna()).any():
         yield f"{must}; it is empty in {rows_where(empty)}."
     if is_numeric_dtype(label) and not is_bool_dtype(label):
-        if (bad := label.to_numpy(dtype=float, na_value=np.nan) % 1 > 0).any():
+        if (bad := ~_is_whole(label.to_numpy(dtype=float, na_value=np.nan)) & ~empty.to_numpy()).any():
             yield f"{must}; it is not whole in {rows_where(bad, label)}."
         elif not empty.any():
             yield f'{must}; it is of type {label.dtype}. Convert it: df["label"] = df["label"].astype("int64").'
@@ -181,6 +180,10 @@ def bad_labels(table: DataFrame) -> Iterator[str]:
         yield f"{must}; it is not in {rows_where(bad, label)}. {hint}"
     elif not empty.any():
         yield f'{must}; it is of type {label.dtype}. Convert it: df["label"] = df["label"].astype("int64").'
+
+
+def _is_whole(numbers: ndarray) -> ndarray:
+    return np.isfinite(numbers) & (numbers == np.floor(numbers))
 
 
 def _empty_categories(table: DataFrame) -> Iterator[str]:
@@ -228,8 +231,7 @@ def bad_boxes(table: DataFrame) -> Iterator[str]:
             unknown |= bad
     if len(present) == len(BBOXES_COLUMNS):
         given = boxes.notna().to_numpy()
-        whole = ~given | (boxes.to_numpy() % 1 == 0)
-        bad = ~unknown & given.any(axis=1) & ~(given.all(axis=1) & whole.all(axis=1))
+        bad = ~unknown & given.any(axis=1) & ~_is_whole(boxes.to_numpy()).all(axis=1)
         if bad.any():
             yield (
                 "a box needs four whole numbers, or four empty cells for the whole image; not so in "
