@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy import ndarray
 from PIL import Image
 
@@ -146,17 +147,36 @@ KINDS: dict[str, tuple[Callable[[], bytes], ndarray, int]] = {
 }
 
 
-@pytest.fixture(params=["simplejpeg", "Pillow alone"])
+@pytest.fixture(params=["simplejpeg", "torchvision", "Pillow alone"])
 def _decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "Pillow alone":
-        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
-    else:
+    if request.param == "simplejpeg":
         assert decoding._simplejpeg() is not None
+        return
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    if request.param == "Pillow alone":
+        monkeypatch.setattr(decoding, "_torchvision_decoder", lambda: None)
+    else:
+        assert decoding._torchvision_decoder() is not None
 
 
-def test_simplejpeg_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_decoders_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    monkeypatch.setattr(torch.ops, "image", object())
     assert decoding._simplejpeg.__wrapped__() is None
+    assert decoding._torchvision_decoder.__wrapped__() is None
+
+
+def test_the_fastest_decoder_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = KINDS["JPEG"][0]()
+    asked = []
+    real = decoding._torchvision_decoder()
+    assert real is not None
+    monkeypatch.setattr(decoding, "_torchvision_decoder", lambda: lambda *args: (asked.append(args), real(*args))[1])
+    imread_tensor(content)
+    assert not asked
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    imread_tensor(content)
+    assert len(asked) == 1
 
 
 @pytest.mark.usefixtures("_decoder")

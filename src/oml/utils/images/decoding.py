@@ -1,12 +1,13 @@
 """Bytes of an image file -> 8-bit RGB pixels, as people see them.
 
 Pillow reads the header of every file, and decodes all formats. JPEG pixels come from ``simplejpeg`` where that is
-installed (extra ``fast``): the same library underneath and the same pixels to the last bit, with fewer copies.
+installed (extra ``fast``), or else from torchvision, as long as it decodes images. There is the same library
+underneath, so pixels are the same to the last bit, but they are copied less often than out of Pillow.
 """
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -14,13 +15,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
+from torch import Tensor
 
 TBox = tuple[int, int, int, int]
 
 _ORIENTATION = 0x0112  # of the EXIF tags
+_AS_RGB = 3  # to the decoder of torchvision
 _IF_TRUSTED = "If you trust it, set PIL.Image.MAX_IMAGE_PIXELS to a larger number, or to None."
 #: orientation -> how stored pixels become upright ones: rows and columns change places, then columns, rows are reversed
 _UPRIGHT = {
@@ -133,12 +137,11 @@ class EncodedImage:
         """All pixels as they are stored, writable."""
         width, height = self._image.size
         if self._is_jpeg:
-            if (simplejpeg := _simplejpeg()) is not None and self._image.mode in ("RGB", "L"):
-                try:
-                    smallest = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
-                    return simplejpeg.decode_jpeg(self._content, **smallest)
-                except ValueError:
-                    pass  # it refuses any fault; whether the file can still be read is for Pillow to say
+            if self._image.mode in ("RGB", "L"):  # not CMYK
+                smallest = (-(-width // scale), -(-height // scale)) if scale > 1 else None
+                pixels = _jpeg_pixels(self._content, smallest)
+                if pixels is not None:
+                    return pixels
             if scale > 1:
                 self._image.draft(None, (width // scale, height // scale))
         self._image.load()
@@ -154,6 +157,23 @@ class EncodedImage:
             raise OSError(f"{self._reader} cannot decode {self._name}: {' '.join(str(error).split())}") from error
 
 
+def _jpeg_pixels(content: bytes, smallest: tuple[int, int] | None) -> UInt8[np.ndarray, "height width 3"] | None:
+    """All pixels, or, of the images at reduced scales, the least one that is not below ``smallest`` (width, height).
+
+    ``None`` if there is no decoder, or it finds a fault: whether the file can still be read is for Pillow to say.
+    """
+    try:
+        if (simplejpeg := _simplejpeg()) is not None:
+            width, height = smallest or (0, 0)
+            return simplejpeg.decode_jpeg(content, min_width=width, min_height=height)
+        if smallest is None and (decode := _torchvision_decoder()) is not None:
+            pixels = decode(torch.frombuffer(bytearray(content), dtype=torch.uint8), _AS_RGB, False)
+            return pixels.permute(1, 2, 0).numpy()
+    except (ValueError, RuntimeError):
+        pass
+    return None
+
+
 @functools.cache
 def _simplejpeg() -> ModuleType | None:
     try:
@@ -161,6 +181,14 @@ def _simplejpeg() -> ModuleType | None:
     except ModuleNotFoundError:
         return None
     return simplejpeg
+
+
+@functools.cache
+def _torchvision_decoder() -> Callable[..., Tensor] | None:
+    # not torchvision.io.decode_jpeg, which calls the same but warns: it goes in some release after 0.29
+    import torchvision  # noqa: F401 (brings the operator)
+
+    return getattr(torch.ops.image, "decode_jpeg", None)
 
 
 def _identified(content: bytes) -> ImageFile:
