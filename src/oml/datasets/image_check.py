@@ -60,7 +60,7 @@ def read_images(
         warnings.simplefilter("ignore")  # of Pillow, on files that it reads nevertheless
         for start in range(0, len(paths), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            files += pool.map(_read, paths[part], shared[part])
+            files += pool.map(_read, paths[part], shared[part].tolist())
             if on_progress is not None:
                 on_progress(len(files), len(paths))
     return files
