@@ -96,7 +96,7 @@ BREAKS = {
         lambda t: t.assign(
             label=t.label.clip(upper=2), is_query=[*t.is_query[:7], False], is_gallery=[*t.is_gallery[:7], False]
         ),
-        r"neither is row 7",
+        r"neither in row 7",
     ),
     "no gallery": (
         lambda t: t.assign(is_gallery=[*t.is_gallery[:6], False, False]),

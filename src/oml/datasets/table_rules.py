@@ -37,6 +37,7 @@ from oml.datasets.missing import missing_files
 
 Rule = Callable[[DataFrame], Iterator[str]]
 Mask = Bool[ndarray, " row"]
+_ROLE_TEXTS = {True: ["True", "TRUE", "true"], False: ["False", "FALSE", "false"]}
 _KNOWN_COLUMNS = [*OBLIGATORY_COLUMNS, CATEGORIES_COLUMN, SEQUENCE_COLUMN, *BBOXES_COLUMNS]
 
 
@@ -90,9 +91,9 @@ def apply(rules: Sequence[tuple[Rule, Sequence[str]]], table: DataFrame) -> list
     return [text for rule, needed in rules if table.columns.isin(needed).sum() == len(needed) for text in rule(table)]
 
 
-def is_role(cells: Series, role: bool) -> Mask:
-    """Where a cell equals ``role`` as Python sees it: 1 and 1.0 are true, the text ``True`` and empty cells are not."""
-    return cells.astype(object).isin([role]).to_numpy()
+def means(cells: Series, role: bool) -> Mask:
+    """Where a cell is ``role``, or the text of it: a CSV file with one other text in a column gives texts for all."""
+    return cells.astype(object).isin([role, *_ROLE_TEXTS[role]]).to_numpy()
 
 
 def is_path(cells: Series) -> Mask:
@@ -114,13 +115,13 @@ def _bad_roles(column: str, table: DataFrame) -> Iterator[str]:
     role = table[column]
     if (bad := is_train & role.notna().to_numpy()).any():
         yield f"{column} must be empty in train rows; it is not in {rows_where(bad, role)}."
-    bad = is_validation & ~is_role(role, True) & ~is_role(role, False)
+    # as Python sees equality: 1 and 1.0 are true, and no text is
+    bad = is_validation & ~role.astype(object).isin([True, False]).to_numpy()
     if not bad.any():
         return
     hint = ""
-    as_text = bad & role.astype(object).isin(["True", "False", "true", "false", "TRUE", "FALSE"]).to_numpy()
+    as_text = bad & (means(role, True) | means(role, False))
     if as_text.any() and (bad & ~as_text & role.notna().to_numpy()).any():
-        # one cell of another kind, and all cells of a CSV column are read as text
         bad &= ~as_text
         hint = f" Beside such cells, true and false were read as text in {as_text.sum():,} rows."
     elif as_text.any():
@@ -130,17 +131,17 @@ def _bad_roles(column: str, table: DataFrame) -> Iterator[str]:
 
 def _rows_without_role(table: DataFrame) -> Iterator[str]:
     roles = [table[column] for column in (IS_QUERY_COLUMN, IS_GALLERY_COLUMN)]
-    bad = _splits(table)[1] & is_role(roles[0], False) & is_role(roles[1], False)
+    bad = _splits(table)[1] & means(roles[0], False) & means(roles[1], False)
     if bad.any():
-        yield f"a validation row must be a query or a gallery or both; neither is {rows_where(bad)}."
+        yield f"a validation row must be a query or a gallery or both; it is neither in {rows_where(bad)}."
 
 
 def _queries_with_nothing_to_find(table: DataFrame) -> Iterator[str]:
     is_train, is_validation = _splits(table)
     labels = pd.factorize(table[LABELS_COLUMN])[0]
-    is_query = is_validation & is_role(table[IS_QUERY_COLUMN], True) & (labels >= 0)
+    is_query = is_validation & means(table[IS_QUERY_COLUMN], True) & (labels >= 0)
     # what breaks another rule may be a gallery once that is repaired
-    is_gallery = ~is_train & ~is_role(table[IS_GALLERY_COLUMN], False) & (labels >= 0)
+    is_gallery = ~is_train & ~means(table[IS_GALLERY_COLUMN], False) & (labels >= 0)
     found = _count_by(labels, is_gallery)
     itself = is_gallery.astype(np.int64)
     other = "another row than its own"
