@@ -10,6 +10,7 @@ import typer
 
 import oml
 from oml.cli.check import check
+from oml.cli.convert import convert
 from oml.cli.demo import demo
 from oml.cli.split import split
 from oml.cli.transforms import transforms
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(check)
+app.command()(convert)
 app.command()(demo)
 app.command()(split)
 app.add_typer(transforms)
