@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not error.format_message():  # the help was shown, as there were no arguments
             sys.exit(2)
         context = getattr(error, "ctx", None)
-        _say(f"{error.format_message().removesuffix('.')}. See {context.command_path if context else 'oml'} --help.")
+        text = error.format_message()
+        stop = "" if text.endswith((".", "?")) else "."
+        _say(f"{text}{stop} See {context.command_path if context else 'oml'} --help.")
         sys.exit(2)
     except Exception as error:
         if debug:
