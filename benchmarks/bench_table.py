@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from common import circumstances, peak_growth, spread, timed
 from oml.datasets.table import inspect_table, read_table
@@ -39,14 +39,15 @@ def make(root: Path, n_rows: int, n_files: int) -> DataFrame:
     rng = np.random.default_rng(0)
     label = rng.permutation(n_rows) // ROWS_PER_LABEL
     is_validation = label % 2 == 1
+    role = Series(True, index=range(n_rows), dtype=object).where(is_validation)
     corners = rng.integers(0, 500, size=(2, n_rows))
     return DataFrame(
         {
             "label": label,
             "path": np.array(paths, dtype=object)[rng.integers(0, n_files, n_rows)],
             "split": np.where(is_validation, "validation", "train"),
-            "is_query": np.where(is_validation, True, None),
-            "is_gallery": np.where(is_validation, True, None),
+            "is_query": role,
+            "is_gallery": role,
             "category": np.array([f"category {i}" for i in range(100)], dtype=object)[label % 100],
             "x_1": corners[0],
             "x_2": corners[0] + rng.integers(1, 100, n_rows),

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,7 @@ import pytest
 from pandas import DataFrame
 from PIL import Image
 
-from oml.cli import main
-
-
-def oml(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code and output of ``oml ARGUMENTS``."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert isinstance(left.value.code, int)
-    return left.value.code, out, err
+Oml = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -48,10 +40,10 @@ def table() -> DataFrame:
     )
 
 
-def test_a_good_table(root: Path, table: DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_table(root: Path, table: DataFrame, oml: Oml) -> None:
     """Paths are looked for beside the table, wherever the command runs."""
     table.to_csv(root / "df.csv", index=False)
-    code, out, err = oml("check", root / "df.csv", "--images", capsys=capsys)
+    code, out, err = oml("check", root / "df.csv", "--images")
     assert (code, "20/20" in err) == (0, True)
     assert "0 violations of the format." in out
     assert "0 remarks" in out
@@ -122,27 +114,27 @@ def test_many_faults_in_one_run(root: Path, table: DataFrame) -> None:
     assert f"{len(violations)} violations of the format:" in lines
 
 
-def test_remarks_alone_are_no_failure(root: Path, table: DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remarks_alone_are_no_failure(root: Path, table: DataFrame, oml: Oml) -> None:
     table.iloc[1:].to_parquet(root / "df.parquet")
     (root / "9.png").write_text("no image")
-    code, out, _ = oml("check", root / "df.parquet", "--images", "--workers", "1", capsys=capsys)
+    code, out, _ = oml("check", root / "df.parquet", "--images", "--workers", "1")
     assert code == 0
     assert "2 remarks on what is legal but trains badly:" in out
-    assert "Images were not read" in oml("check", root / "df.parquet", capsys=capsys)[1]
+    assert "Images were not read" in oml("check", root / "df.parquet")[1]
 
 
-def test_root_and_separator(root: Path, table: DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+def test_root_and_separator(root: Path, table: DataFrame, oml: Oml) -> None:
     (root / "tables").mkdir()
     table.to_csv(root / "tables" / "df.csv", index=False, sep=";")
-    assert oml("check", root / "tables" / "df.csv", "--root", root, "--sep", ";", capsys=capsys)[0] == 0
-    code, out, _ = oml("check", root / "tables" / "df.csv", "--sep", ";", capsys=capsys)
+    assert oml("check", root / "tables" / "df.csv", "--root", root, "--sep", ";")[0] == 0
+    code, out, _ = oml("check", root / "tables" / "df.csv", "--sep", ";")
     assert code == 1
     assert f"there is a file below '{root}': is that the root?" in out
 
 
-def test_a_table_of_one_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_one_column(tmp_path: Path, oml: Oml) -> None:
     (tmp_path / "df.csv").write_text("name\n[red]bold[/red] :smile:\n")
-    code, out, _ = oml("check", tmp_path / "df.csv", "--images", capsys=capsys)
+    code, out, _ = oml("check", tmp_path / "df.csv", "--images")
     assert code == 1
     assert "the table has ['name']" in out
 
@@ -164,11 +156,11 @@ def test_what_is_not_understood_or_read(
     text: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    oml: Oml,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "empty.csv", "empty.parquet"):
         Path(name).touch()
-    code, out, err = oml("check", *arguments, capsys=capsys)
+    code, out, err = oml("check", *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert text in err

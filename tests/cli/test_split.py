@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -5,17 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from oml.cli import main
 from oml.datasets.base import get_retrieval_datasets
 
-
-def oml(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code and output of ``oml ARGUMENTS``."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert isinstance(left.value.code, int)
-    return left.value.code, out, err
+Oml = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -31,15 +24,15 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_from_a_folder_to_data_sets(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_folder_to_data_sets(photos: Path, oml: Oml) -> None:
     (photos / "cat" / "notes.txt").touch()
-    code, out, _ = oml("split", photos, "--seed", "1", capsys=capsys)
+    code, out, _ = oml("split", photos, "--seed", "1")
     assert code == 0
     assert "18 items of 6 labels, seed 1." in out
     assert "- 1 files are no images by their names; they were left out." in out
     assert "- validation has 3 of 6 labels, 50.0% of them." in out
     assert f"Try next: oml check {photos / 'df.csv'} --images" in out
-    code, out, _ = oml("check", photos / "df.csv", "--images", capsys=capsys)
+    code, out, _ = oml("check", photos / "df.csv", "--images")
     assert code == 0
     assert "0 remarks" in out
     train, validation = get_retrieval_datasets(photos, None, None)
@@ -49,24 +42,22 @@ def test_from_a_folder_to_data_sets(photos: Path, capsys: pytest.CaptureFixture[
     }
 
 
-def test_files_are_kept_unless_asked(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert oml("split", photos, capsys=capsys)[0] == 0
+def test_files_are_kept_unless_asked(photos: Path, oml: Oml) -> None:
+    assert oml("split", photos)[0] == 0
     before = (photos / "df.csv").read_bytes()
-    code, _, err = oml("split", photos, "--seed", "7", capsys=capsys)
+    code, _, err = oml("split", photos, "--seed", "7")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "there is a file" in err
     assert (photos / "df.csv").read_bytes() == before
     for flag in ("--force", "--overwrite"):
-        assert oml("split", photos, flag, capsys=capsys)[0] == 0
+        assert oml("split", photos, flag)[0] == 0
         assert (photos / "df.csv").read_bytes() == before  # the same seed
-    assert oml("split", photos, "--seed", "7", "--force", capsys=capsys)[0] == 0
+    assert oml("split", photos, "--seed", "7", "--force")[0] == 0
     assert (photos / "df.csv").read_bytes() != before
 
 
 @pytest.mark.parametrize("where", ["photos/tables/df.csv", "df.csv", "photos/df.csv", "elsewhere/a b.csv"])
-def test_from_a_table(
-    where: str, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_a_table(where: str, photos: Path, oml: Oml, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the output's folder, the table can be checked right away."""
     monkeypatch.chdir(photos.parent)
     paths = sorted(path.relative_to(photos) for path in photos.rglob("*.PNG"))
@@ -76,10 +67,10 @@ def test_from_a_table(
     table.to_csv("labels.csv", index=False, sep=";")
     options = ["--validation-share", "0.3", "--protocol", "query-gallery", "--queries", "2", "--keep-categories"]
     arguments = ["split", "labels.csv", "--root", "photos", "--sep", ";", "-o", where, *options]
-    code, out, err = oml(*arguments, capsys=capsys)
+    code, out, err = oml(*arguments)
     assert (code, err) == (0, "")
     assert "validation has 3 of 6 labels" in out
-    assert oml("check", where, "--images", capsys=capsys)[0] == 0
+    assert oml("check", where, "--images")[0] == 0
     made = pd.read_csv(where)
     assert made.groupby("category").split.nunique().tolist() == [1, 1]
     assert made[made.split == "validation"].is_query.sum() == 6
@@ -105,23 +96,23 @@ def test_what_is_not_understood(
     text: str,
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    oml: Oml,
 ) -> None:
     monkeypatch.chdir(photos.parent)
     Path("names.csv").write_text("label\n1\n")
-    code, out, err = oml("split", *arguments, capsys=capsys)
+    code, out, err = oml("split", *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert text in err
     assert len(list(Path().rglob("*.csv"))) == 1
 
 
-def test_what_would_not_pass_the_check_is_not_written(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_would_not_pass_the_check_is_not_written(photos: Path, oml: Oml) -> None:
     (photos / "labels.csv").write_text("path,label\ncat/cat 0/0.PNG,a\ncat/none.PNG,a\n")
-    code, _, err = oml("split", photos / "labels.csv", capsys=capsys)
+    code, _, err = oml("split", photos / "labels.csv")
     assert code == 1
     assert "there is none for row 1 with ['cat/none.PNG']" in err
     (photos / "cat").rename(photos / "NA")  # which a CSV file gives back as an empty cell
-    code, _, err = oml("split", photos, capsys=capsys)
+    code, _, err = oml("split", photos)
     assert code == 1
     assert "category must be given in every row" in err
     assert not (photos / "df.csv").exists()

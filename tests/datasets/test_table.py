@@ -311,6 +311,8 @@ def test_read_table_reads_many_kinds(table: DataFrame, tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(read_table(tmp_path / name, sep), table)
         pd.testing.assert_frame_equal(read_table(str(tmp_path / name), sep), table)
     pd.testing.assert_frame_equal(read_table(tmp_path / "b.parquet"), table)
+    table.to_csv(tmp_path / "tabs.txt", index=False, sep="\t")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "tabs.txt", r"\t"), table)
     assert read_table(table) is table
 
 

@@ -66,7 +66,7 @@ def read_table(source: DataFrame | Path | str, sep: str = ",") -> DataFrame:
         raise ValueError(f"A table is a file of .csv, .tsv or .parquet, got {str(path)!r}.")
     try:
         if is_csv:
-            if ".tsv" in name and sep == ",":
+            if sep == "\\t" or (".tsv" in name and sep == ","):  # the former as typed in a shell
                 sep = "\t"
             # Columns as the header has them: pandas would take the first one for an index where rows are longer.
             # And low_memory would read a long column in parts, each with a type of its own.
@@ -83,9 +83,9 @@ def read_table(source: DataFrame | Path | str, sep: str = ",") -> DataFrame:
         ) from error
     except Exception as error:  # decompressors and parsers have many kinds
         raise TableError(f"The table {str(path)!r} cannot be read: {' '.join(str(error).split())}.") from error
-    for column in table.columns[table.columns == LABELS_COLUMN]:
-        if is_integer_dtype(table[column]) and not table[column].isna().any():
-            table[column] = table[column].astype(np.int64)
+    label = table.get(LABELS_COLUMN)
+    if label is not None and is_integer_dtype(label) and not label.isna().any():
+        table[LABELS_COLUMN] = label.astype(np.int64)
     return table
 
 
