@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oml.datasets import missing
-from oml.datasets.missing import missing_files
+from oml.datasets import _missing
+from oml.datasets._missing import missing_files
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def paths(root: Path) -> list[str]:
 def test_it_agrees_with_asking_for_each(
     root: Path, paths: list[str], worth_listing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(missing, "_WORTH_LISTING", worth_listing)
+    monkeypatch.setattr(_missing, "_WORTH_LISTING", worth_listing)
     expected = [not os.path.isfile(os.path.join(root, path)) for path in paths]  # noqa: PTH113, PTH118 (the definition)
     assert 0 < sum(expected) < len(paths)
     assert missing_files(paths, root).tolist() == expected

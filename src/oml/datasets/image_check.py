@@ -23,8 +23,8 @@ from oml.const import (
     X2_COLUMN,
     Y2_COLUMN,
 )
-from oml.datasets.missing import missing_files
-from oml.datasets.table_rules import is_path, rows_where, usable
+from oml.datasets._missing import missing_files
+from oml.datasets._table_rules import is_path, rows_where, usable
 from oml.utils.images.images import imread_pillow
 
 _AT_ONCE = 1024  # images handed to the threads at a time

@@ -25,7 +25,7 @@ from oml.const import (
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
 )
-from oml.datasets.table_rules import rows_where
+from oml.datasets._table_rules import rows_where
 
 LABEL_NAMES_COLUMN = "label_name"
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

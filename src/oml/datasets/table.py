@@ -11,8 +11,8 @@ from pandas import DataFrame
 from pandas.api.types import is_integer_dtype
 
 from oml.const import LABELS_COLUMN, PATHS_COLUMN
-from oml.datasets.missing import missing_files
-from oml.datasets.table_rules import REMARKS, VIOLATIONS, apply, bad_boxes, bad_labels, bad_paths, rows_where, usable
+from oml.datasets._missing import missing_files
+from oml.datasets._table_rules import REMARKS, VIOLATIONS, apply, bad_boxes, bad_labels, bad_paths, rows_where, usable
 
 __all__ = [
     "Findings",

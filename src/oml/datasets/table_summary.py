@@ -16,7 +16,7 @@ from oml.const import (
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
 )
-from oml.datasets.table_rules import means, usable
+from oml.datasets._table_rules import means, usable
 
 
 class ItemCounts(NamedTuple):

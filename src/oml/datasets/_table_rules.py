@@ -33,7 +33,7 @@ from oml.const import (
     Y1_COLUMN,
     Y2_COLUMN,
 )
-from oml.datasets.missing import missing_files
+from oml.datasets._missing import missing_files
 
 Rule = Callable[[DataFrame], Iterator[str]]
 Mask = Bool[ndarray, " row"]
