@@ -7,7 +7,9 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from oml.const import X1_COLUMN, X2_COLUMN, Y1_COLUMN, Y2_COLUMN
-from oml.datasets.converters.common import Source, checked_table, first_half, numbers, refuse
+from oml.datasets.converters._common import Source, checked_table, first_half, numbers, refuse
+
+__all__ = ["convert_cars"]
 
 CARS = Source(
     "CARS196",

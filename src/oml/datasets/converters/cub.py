@@ -5,7 +5,9 @@ from pathlib import Path
 from pandas import DataFrame
 
 from oml.const import X1_COLUMN, X2_COLUMN, Y1_COLUMN, Y2_COLUMN
-from oml.datasets.converters.common import Source, checked_table, first_half, join, numbers, read_cells, refuse
+from oml.datasets.converters._common import Source, checked_table, first_half, join, numbers, read_cells, refuse
+
+__all__ = ["convert_cub"]
 
 CUB = Source(
     "CUB-200-2011",

@@ -6,7 +6,7 @@ from pathlib import Path
 from pandas import DataFrame
 
 from oml.const import BBOXES_COLUMNS, CATEGORIES_COLUMN
-from oml.datasets.converters.common import (
+from oml.datasets.converters._common import (
     Source,
     check_distinct,
     checked_table,
@@ -15,6 +15,8 @@ from oml.datasets.converters.common import (
     read_cells_with_header,
     refuse,
 )
+
+__all__ = ["convert_inshop"]
 
 INSHOP = Source(
     "DeepFashion InShop",

@@ -6,7 +6,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from oml.const import CATEGORIES_COLUMN
-from oml.datasets.converters.common import (
+from oml.datasets.converters._common import (
     Source,
     check_distinct,
     checked_table,
@@ -14,6 +14,8 @@ from oml.datasets.converters.common import (
     read_cells_with_header,
     refuse,
 )
+
+__all__ = ["convert_sop"]
 
 SOP = Source(
     "Stanford Online Products",
