@@ -402,7 +402,7 @@ def test_what_is_no_text_is_told(content: bytes, tree: Callable[[str], Path]) ->
 
 
 def change_cars(root: Path, index: int, **values: object) -> None:
-    rows = [dict(zip(CAR_FIELDS, row, strict=True)) for row in CAR_TEST]
+    rows: list[dict] = [dict(zip(CAR_FIELDS, row, strict=True)) for row in CAR_TEST]
     rows[index] |= values
     struct = mat_struct([tuple(row.values()) for row in rows], CAR_FIELDS)
     savemat(root / cars.TEST, {"annotations": struct})
@@ -456,7 +456,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         with pytest.raises(SystemExit) as left:
             main(["convert", *map(str, arguments)])
         assert isinstance(left.value.code, int)
-        return left.value.code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
 
     return run
 

@@ -126,7 +126,7 @@ def test_configs_become_dicts() -> None:
     assert made == expected
     assert (type(made), type(made["model"]), type(made["model"]["sizes"])) == (dict, dict, list)
     tensor = torch.zeros(1)
-    given = {"config": config, "plain": {"text": "${size}", "list": [config, {1: tensor}]}}
+    given: dict[str, Any] = {"config": config, "plain": {"text": "${size}", "list": [config, {1: tensor}]}}
     made = dictconfig_to_dict(given)
     assert made == {"config": expected, "plain": {"text": "${size}", "list": [expected, {1: tensor}]}}
     made["plain"]["list"].append(0)
@@ -168,7 +168,7 @@ class Model:
 
 
 def test_unused_kwargs() -> None:
-    kwargs = {"dim": 1, "depth": 2, "width": 3, "self": 4}
+    kwargs: dict[str, Any] = {"dim": 1, "depth": 2, "width": 3, "self": 4}
     assert remove_unused_kwargs(kwargs, Model) == {"dim": 1, "depth": 2}
     assert kwargs == {"dim": 1, "depth": 2, "width": 3, "self": 4}
 
@@ -182,7 +182,7 @@ def test_positive_integers() -> None:
 
 
 def test_dicts_are_compared() -> None:
-    a = {"x": {"y": {1: [1, 2]}}, "z": float("nan")}
+    a: dict[str, Any] = {"x": {"y": {1: [1, 2]}}, "z": float("nan")}
     assert compare_dicts_recursively(a, {"z": a["z"], "x": {"y": {1: [1, 2]}}})
     for b, text in [
         (a | {"x": {"y": {1: [1, 3]}}}, "The dicts differ at x/y/1: [1, 2] and [1, 3]."),

@@ -116,6 +116,26 @@ def changed_files(root: Path, files: Mapping[str, str]) -> list[str]:
     return changed
 
 
+def check_folder(root: Path, recipe: Recipe) -> None:
+    """Raise a ``ValueError`` unless ``root`` was made after ``recipe`` and no file of it has changed since."""
+    dataset = recipe["dataset"]
+    manifest = read_manifest(root, dataset)
+    if manifest is None:
+        raise FileNotFoundError(f"The {dataset} folder {root} was removed while it was being read: run again.")
+    remedy = f"Delete the folder {root} and run again: it will be made anew."
+    if differing := [key for key in recipe if manifest.recipe.get(key) != recipe[key]]:
+        raise ValueError(
+            f"The {dataset} in {root} were made with "
+            + ", ".join(f"{key}={manifest.recipe.get(key)} instead of {recipe[key]}" for key in differing)
+            + f". Choose another root; or: {remedy}"
+        )
+    if damaged := changed_files(root, manifest.files):
+        raise ValueError(
+            f"The {dataset} in {root} are damaged: {len(damaged)} of {len(manifest.files)} files are missing or "
+            f"changed, such as {', '.join(damaged[:3])}. {remedy}"
+        )
+
+
 def table_bytes(df: pd.DataFrame) -> bytes:
     """A table as CSV, without its index and alike on all systems."""
     return df.to_csv(index=False, lineterminator="\n").encode()

@@ -27,8 +27,7 @@ from oml.const import (
     VALIDATION_SPLIT,
 )
 from oml.datasets._cached import (
-    Recipe,
-    changed_files,
+    check_folder,
     digest,
     read_manifest,
     recipe_key,
@@ -152,25 +151,6 @@ def load_glyphs(
     check_folder(folder, recipe)
 
     return Glyphs(folder, *split_table(pd.read_csv(folder / TABLE)))
-
-
-def check_folder(folder: Path, recipe: Recipe) -> None:
-    """Raise a ``ValueError`` unless ``folder`` was made after ``recipe`` and no file of it has changed since."""
-    manifest = read_manifest(folder, GLYPHS)
-    if manifest is None:
-        raise FileNotFoundError(f"The Glyphs folder {folder} was removed while it was being read: run again.")
-    remedy = f"Delete the folder {folder} and run again: it will be made anew."
-    if differing := [key for key in recipe if manifest.recipe.get(key) != recipe[key]]:
-        raise ValueError(
-            f"The Glyphs in {folder} were made with "
-            + ", ".join(f"{key}={manifest.recipe.get(key)} instead of {recipe[key]}" for key in differing)
-            + f". Choose another root; or: {remedy}"
-        )
-    if damaged := changed_files(folder, manifest.files):
-        raise ValueError(
-            f"The Glyphs in {folder} are damaged: {len(damaged)} of {len(manifest.files)} files are missing or "
-            f"changed, such as {', '.join(damaged[:3])}. {remedy}"
-        )
 
 
 def font_files() -> list[Path]:

@@ -18,6 +18,18 @@ from oml.const import CKPT_SAVE_ROOT, REQUESTS_TIMEOUT
 if TYPE_CHECKING:
     from urllib.error import HTTPError
 
+__all__ = [
+    "DownloadError",
+    "atomic_path",
+    "calc_file_hash",
+    "calc_folder_hash",
+    "check_exists_and_validate_md5",
+    "download_checkpoint",
+    "download_checkpoint_one_of",
+    "download_file_from_url",
+    "new_folder",
+]
+
 logger = logging.getLogger(__name__)
 
 GDRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="  # confirm: no page about large files

@@ -180,8 +180,8 @@ def smart_sample(array: Sequence[Any] | np.ndarray, k: int, rng: np.random.Gener
     return [array[i] for i in ids]
 
 
-def clip_max(arr: Iterable[int | float], max_el: float) -> tuple[int | float, ...]:
-    """The elements, those above ``max_el`` replaced by it.
+def clip_max(arr: Iterable[Any], max_el: Any) -> tuple[Any, ...]:
+    """The elements, numbers, those above ``max_el`` replaced by it.
 
     Example:
         >>> clip_max([1, 5, 10], 5)
