@@ -23,7 +23,8 @@ class Epochs:
     """The part of a sampler that changes: it starts epochs, counts their batches and goes on after an interruption.
 
     Epoch ``e`` depends on what the sampler was given, the seed and ``e`` alone. Every ``iter()`` is the next epoch,
-    also if the last one was left early.
+    also if the last one was left early. The epoch starts as its first batch is asked for, since a ``DataLoader`` with
+    workers calls ``iter()`` twice and drops the first.
 
     **State.** ``state_dict()`` is ``{"seed", "epoch", "batches_done"}``, three integers. The batches done are those
     *handed out*. A ``DataLoader`` with workers asks for ``num_workers * prefetch_factor`` batches more than the loop
@@ -50,7 +51,9 @@ class Epochs:
         self._next = _Position(now.epoch + 1, 0)
         # spawn_key and not [seed, epoch]: large seeds would meet small ones of other epochs
         rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(now.epoch,)))
-        return _counted(islice(batches(rng), now.done, None), now)
+        for batch in islice(batches(rng), now.done, None):
+            now.done += 1
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next ``start`` be that of ``epoch``; a loaded state of the same epoch keeps its place in it."""
@@ -71,12 +74,6 @@ class Epochs:
         self._seed, epoch, done = (whole_number(self._owner, key, state[key], 0) for key in _KEYS)
         more, done = divmod(done, self._length)
         self._now = self._next = _Position(epoch + more, done)
-
-
-def _counted(batches: Iterator[list[int]], position: _Position) -> Iterator[list[int]]:
-    for batch in batches:
-        position.done += 1
-        yield batch
 
 
 def _drawn(owner: str, seed: Seed) -> int:
