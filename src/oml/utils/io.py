@@ -249,7 +249,9 @@ def _chunks(url: str, timeout: float) -> Iterator[bytes]:
 
 def _detail(error: "HTTPError") -> str:
     """What a JSON answer says of an error."""
-    with error, suppress(OSError, ValueError):
+    from http.client import HTTPException
+
+    with error, suppress(OSError, ValueError, HTTPException):
         if isinstance(answer := json.loads(error.read(CHUNK)), dict) and "detail" in answer:
             return f": {answer['detail']}"
     return ""
