@@ -66,7 +66,9 @@ def opencv_unfiltered() -> TLoad:
     mean, std = (255 * np.array(values, dtype=np.float32) for values in (MEAN, STD))
 
     def load(content: bytes) -> torch.Tensor:
-        image = cv2.cvtColor(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         image = (cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR).astype(np.float32) - mean) / std
         return torch.from_numpy(image.transpose(2, 0, 1).copy())
 

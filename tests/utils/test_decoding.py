@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from numpy import ndarray
 from PIL import Image
@@ -263,6 +264,7 @@ BROKEN = {
     "nothing": lambda: b"",
     "floating point numbers": lambda: encoded(Image.new("F", (3, 4)), "TIFF"),
     "whole numbers of 32 bits": lambda: encoded(Image.new("I", (3, 4), 70_000), "TIFF"),
+    "negative numbers": lambda: encoded(Image.new("I", (3, 4), -1), "TIFF"),
 }
 
 
@@ -280,6 +282,17 @@ def test_faults_are_one_line_that_names_the_file(reader: str, fault: str, tmp_pa
     assert "\n" not in str(caught.value)
     with pytest.raises(OSError, match=f"{reader} cannot decode an image of {path.stat().st_size} bytes: "):
         READERS[reader](path.read_bytes())
+
+
+@pytest.mark.usefixtures("_decoder")
+def test_what_pillow_can_still_read_is_read() -> None:
+    whole = KINDS["JPEG"][0]()
+    damaged = whole[:-200] + whole[-2:]  # it says that it ends where it does not
+    with pytest.raises(ValueError, match="Corrupt"):
+        simplejpeg.decode_jpeg(damaged)
+    expected = np.asarray(Image.open(io.BytesIO(damaged)))
+    for read in READERS.values():
+        np.testing.assert_array_equal(array_of(read(damaged)), expected)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -59,6 +59,7 @@ def decoder(with_simplejpeg: bool) -> Iterator[None]:
         yield
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     corners=st.tuples(*[st.integers(0, 89)] * 4) | st.none(),
@@ -102,6 +103,7 @@ def test_the_smallest_scale_that_keeps_the_box(
     np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), expected)
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(112, 127), st.integers(112, 127)),
     corners=st.tuples(*[st.integers(8, 40)] * 2, *[st.integers(64, 104)] * 2),  # edges have fewer pixels to average
@@ -136,6 +138,16 @@ def test_shrinking_reader_goes_to_workers_and_refuses_nonsense() -> None:
     for box in [(0, 0, 101, 80), (-1, 0, 50, 50), (10, 10, 10, 20)]:
         with pytest.raises(ValueError, match=r"ShrinkingReader needs a box .* 100 x 80 pixels, got \("):
             reader.read(content, box)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("RGB", "MPO")])
+def test_all_kinds_of_jpeg_are_reduced(mode: str, kind: str) -> None:
+    file = io.BytesIO()
+    image = Image.new("RGB", (64, 48), (200, 100, 50)).convert(mode)
+    image.save(file, kind, save_all=True, append_images=[image] if kind == "MPO" else [])
+    pixels = ShrinkingReader(min_side=12)(file.getvalue())
+    assert pixels.shape == (3, 12, 16)
+    assert (pixels.float().mean(dim=(1, 2)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 3
 
 
 def test_other_formats_are_not_reduced() -> None:
