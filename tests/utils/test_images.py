@@ -144,7 +144,7 @@ def test_shrinking_reader_goes_to_workers_and_refuses_nonsense() -> None:
 def test_all_kinds_of_jpeg_are_reduced(mode: str, kind: str) -> None:
     file = io.BytesIO()
     image = Image.new("RGB", (64, 48), (200, 100, 50)).convert(mode)
-    image.save(file, kind, save_all=True, append_images=[image] if kind == "MPO" else [])
+    image.save(file, kind, **({"save_all": True, "append_images": [image]} if kind == "MPO" else {}))
     pixels = ShrinkingReader(min_side=12)(file.getvalue())
     assert pixels.shape == (3, 12, 16)
     assert (pixels.float().mean(dim=(1, 2)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 3
