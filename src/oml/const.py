@@ -3,7 +3,11 @@
 import os
 import platform
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+TCfg = Mapping[str, Any]  # a dict or a DictConfig of OmegaConf
 
 # Columns of the retrieval table, see docs/data_format.md
 LABELS_COLUMN = "label"
@@ -58,6 +62,9 @@ CACHE_PATH = get_cache_folder()
 TMP_PATH = Path(tempfile.gettempdir())
 CKPT_SAVE_ROOT = CACHE_PATH / "torch" / "checkpoints"
 MOCK_DATASET_PATH = CACHE_PATH / "mock_dataset"
+# of the figures that version 0.4.4 downloaded; ours are drawn on the spot
+MOCK_DATASET_URL_GDRIVE = "https://drive.google.com/drive/folders/1plPnwyIkzg51-mLUXWTjREHgc1kgGrF4?usp=sharing"
+MOCK_DATASET_MD5 = "f725276646677ce3d63fd4c7d8a7f666"
 
 # Downloads
 STORAGE_URL = "https://oml.daloroserver.com"
@@ -80,3 +87,5 @@ LOG_IMAGE_FOLDER = "image_logs"
 LOG_TOPK_ROWS_PER_METRIC = 5
 LOG_TOPK_IMAGES_PER_ROW = 5
 N_GT_SHOW_EMBEDDING_METRICS = 2
+
+HYDRA_VERSION = "1.1"  # the version_base of command lines made with Hydra

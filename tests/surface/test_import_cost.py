@@ -25,7 +25,10 @@ def test_formulas_load_torch_alone(module: str) -> None:
 
 
 def test_the_library_loads_neither_lightning_nor_plots() -> None:
-    code = "import oml.datasets.base, oml.losses.triplet, oml.metrics.embeddings, oml.samplers.balance, oml.retrieval"
+    code = (
+        "import oml.datasets.base, oml.losses.triplet, oml.metrics.embeddings, oml.samplers.balance, oml.retrieval, "
+        "oml.datasets.converters, oml.utils.misc"
+    )
     assert not loaded(code) & {"pytorch_lightning", "matplotlib", "omegaconf", "timm", "rich"}
 
 

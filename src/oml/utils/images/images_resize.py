@@ -15,20 +15,21 @@ from jaxtyping import Shaped
 from numpy import ndarray
 from torch import Tensor
 
-THW = tuple[int, int]
-TArray = TypeVar("TArray", ndarray, Tensor)
+SizeHW = tuple[int, int]
+ImageType = TypeVar("ImageType", ndarray, Tensor)
+BboxesType = TypeVar("BboxesType", ndarray, Tensor)
 
 
 class KaResizeParam(NamedTuple):
     """How an image comes to lie in another: its scale, its size there, and the padding above and left of it."""
 
     scale: float
-    hw: THW
+    hw: SizeHW
     top: int
     left: int
 
 
-def get_karesize_param(src_hw: THW, new_hw: THW) -> KaResizeParam:
+def get_karesize_param(src_hw: SizeHW, new_hw: SizeHW) -> KaResizeParam:
     """How an image of ``src_hw`` comes to lie in one of ``new_hw``.
 
     Raises:
@@ -49,7 +50,7 @@ def get_karesize_param(src_hw: THW, new_hw: THW) -> KaResizeParam:
     return KaResizeParam(min(new_h / src_h, new_w / src_w), (h, w), (new_h - h) // 2, (new_w - w) // 2)
 
 
-def get_image_hw(image: Any) -> THW:
+def get_image_hw(image: Any) -> SizeHW:
     """``(height, width)``.
 
     Raises:
@@ -67,7 +68,7 @@ def get_image_hw(image: Any) -> THW:
     return height, width
 
 
-def karesize_image(image: TArray, new_hw: THW) -> TArray:
+def karesize_image(image: ImageType, new_hw: SizeHW) -> ImageType:
     """The image in the middle of zeros of ``new_hw``.
 
     Example:
@@ -88,7 +89,7 @@ def karesize_image(image: TArray, new_hw: THW) -> TArray:
     return framed
 
 
-def inverse_karesize_image(image: TArray, src_hw: THW) -> TArray:
+def inverse_karesize_image(image: ImageType, src_hw: SizeHW) -> ImageType:
     """The image without its padding, resized to ``src_hw``, the size that it had before :func:`karesize_image`."""
     param = get_karesize_param(src_hw, get_image_hw(image))
     rows, columns = slice(param.top, param.top + param.hw[0]), slice(param.left, param.left + param.hw[1])
@@ -97,13 +98,13 @@ def inverse_karesize_image(image: TArray, src_hw: THW) -> TArray:
     return resize_ndarray(image[rows, columns], src_hw)
 
 
-def karesize_bboxes(boxes: TArray, src_hw: THW, new_hw: THW) -> TArray:
+def karesize_bboxes(boxes: BboxesType, src_hw: SizeHW, new_hw: SizeHW) -> BboxesType:
     """Where boxes of the image of ``src_hw`` lie after :func:`karesize_image`: scaled, then shifted."""
     param = get_karesize_param(src_hw, new_hw)
     return boxes * param.scale + _shift(boxes, param)
 
 
-def inverse_karesize_bboxes(boxes: TArray, curr_hw: THW, src_hw: THW) -> TArray:
+def inverse_karesize_bboxes(boxes: BboxesType, curr_hw: SizeHW, src_hw: SizeHW) -> BboxesType:
     """Where boxes of the resized image, of ``curr_hw`` pixels, lie in that of ``src_hw`` it was made from.
 
     Example:
@@ -115,7 +116,7 @@ def inverse_karesize_bboxes(boxes: TArray, curr_hw: THW, src_hw: THW) -> TArray:
     return (boxes - _shift(boxes, param)) / param.scale
 
 
-def resize_tensor(t: Shaped[Tensor, "..."], hw: THW) -> Shaped[Tensor, "..."]:
+def resize_tensor(t: Shaped[Tensor, "..."], hw: SizeHW) -> Shaped[Tensor, "..."]:
     """Resized to ``(height, width)``; the values stay between the smallest and the largest of the input.
 
     Bicubic, corner pixels on corner pixels. The type stays; of bool, what reaches half is true.
@@ -126,7 +127,7 @@ def resize_tensor(t: Shaped[Tensor, "..."], hw: THW) -> Shaped[Tensor, "..."]:
     return _cast(values, t.dtype)
 
 
-def resize_ndarray(a: Shaped[ndarray, "..."], hw: THW) -> Shaped[ndarray, "..."]:
+def resize_ndarray(a: Shaped[ndarray, "..."], hw: SizeHW) -> Shaped[ndarray, "..."]:
     """Resized to ``(height, width)`` as ``cv2.resize(..., interpolation=cv2.INTER_CUBIC)`` does.
 
     Bicubic, edges on edges. The type stays; whole numbers are rounded and stay in its range; of bool, what reaches
@@ -139,7 +140,7 @@ def resize_ndarray(a: Shaped[ndarray, "..."], hw: THW) -> Shaped[ndarray, "..."]
     return np.ascontiguousarray(values.reshape(*hw, *a.shape[2:]).numpy())
 
 
-def _bicubic(t: Shaped[Tensor, "batch channel height width"], hw: THW, align_corners: bool) -> Tensor:
+def _bicubic(t: Shaped[Tensor, "batch channel height width"], hw: SizeHW, align_corners: bool) -> Tensor:
     values = t if t.dtype in (torch.float32, torch.float64) else t.float()
     return F.interpolate(values, hw, mode="bicubic", align_corners=align_corners)
 
