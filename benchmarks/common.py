@@ -4,6 +4,8 @@ Standard library only: scripts of the environments in `peers.py` import it too.
 """
 
 import ctypes
+import json
+import os
 import platform
 import subprocess
 import sys
@@ -63,3 +65,23 @@ def circumstances(threads: int, *packages: str) -> dict[str, Any]:
         "commit": git.stdout.strip() or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+class Worker:
+    """A contender in a process of its own: a script that answers each line of JSON with one."""
+
+    def __init__(self, script: Path, contender: str, python: Path) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
+        self._process = subprocess.Popen(
+            [python, script, contender], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __call__(self, request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()

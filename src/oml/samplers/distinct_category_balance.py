@@ -142,7 +142,7 @@ class _Pools:
 
 def _choose(pool: list[int], start: int, end: int, n: int, uniform: Iterator[float]) -> list[int]:
     """Swap ``n`` random ones of ``pool[start:end]`` to its start, and return them."""
-    for i in range(start, start + n):
-        j = i + int(next(uniform) * (end - i))
+    for i, number in zip(range(start, start + n), uniform, strict=False):  # takes n numbers and leaves the others
+        j = i + int(number * (end - i))
         pool[i], pool[j] = pool[j], pool[i]
     return pool[start : start + n]

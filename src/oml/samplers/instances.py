@@ -27,9 +27,8 @@ class Groups(NamedTuple):
     ) -> Int32[ndarray, "row drawn"]:
         """For each of these groups ``n_members`` of its members, by the rule of ``draw_instances``."""
         starts = self.starts[groups]
-        offsets = draw_instances(self.starts[groups + 1] - starts, n_members, rng)
-        offsets += starts[:, None]
-        return self.members[offsets]
+        places = starts[:, None] + draw_instances(self.starts[groups + 1] - starts, n_members, rng)
+        return self.members.take(places)  # twice as fast as members[places]
 
 
 def group(keys: Int[ndarray, " member"]) -> Groups:
@@ -83,17 +82,16 @@ def draw_instances(
         >>> draw_instances(np.array([2, 9]), 4, np.random.default_rng(0)).max(axis=1) < [2, 9]
         array([ True,  True])
     """
-    uniform = rng.random((n_instances, len(counts)))
-    picked = np.empty((n_instances, len(counts)), dtype=np.int32)  # a row per instance: whole rows are compared
-    for i, row in enumerate(picked):
-        last = counts - (n_instances - i)
-        row[:] = uniform[i] * (last + 1)
-        taken = np.zeros(len(counts), dtype=bool)
-        for earlier in picked[:i]:
-            taken |= earlier == row
-        np.copyto(row, last, where=taken)
-    picked = np.ascontiguousarray(picked.T)
+    choices = counts - np.arange(n_instances - 1, -1, -1, dtype=np.int32)[:, None]
+    uniform = rng.random(choices.shape)
+    picked = (uniform * choices).astype(np.int32)  # a row per instance, for whole rows are compared
+    for i in range(1, n_instances):
+        row = picked[i]
+        taken = row == picked[0]
+        for earlier in picked[1:i]:
+            taken |= row == earlier
+        row += taken * (choices[i] - 1 - row)
     if len(few := np.flatnonzero(counts < n_instances)):
-        counts, column = counts[few, None], np.arange(n_instances)
-        picked[few] = np.where(column < counts, column, uniform[:, few].T * counts)
-    return picked
+        counts, each = counts[few], np.arange(n_instances)[:, None]
+        picked[:, few] = np.where(each < counts, each, uniform[:, few] * counts)
+    return picked.T
