@@ -20,7 +20,7 @@ from common import peak_growth, timed
 
 N_INSTANCES = 4
 LABELS_PER_BATCH = 32
-SHAPE = {"n_categories": 4, "n_labels": LABELS_PER_BATCH // 4, "n_instances": N_INSTANCES}
+SHAPE: dict[str, Any] = {"n_categories": 4, "n_labels": LABELS_PER_BATCH // 4, "n_instances": N_INSTANCES}
 BATCHES_PER_BLOCK = 256
 
 #: (sampler, labels, category of every label) -> batches of one epoch
@@ -48,7 +48,7 @@ def oml(sampler: str, labels: np.ndarray, categories: dict[int, str]) -> Iterabl
 
 
 def pytorch_metric_learning(sampler: str, labels: np.ndarray, categories: dict[int, str]) -> Iterable[list[int]]:
-    from pytorch_metric_learning.samplers import MPerClassSampler
+    from pytorch_metric_learning.samplers import MPerClassSampler  # pyright: ignore[reportMissingImports]
 
     assert sampler == "balance"
     size = LABELS_PER_BATCH * N_INSTANCES

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Int, Int64
+from numpy import ndarray
 
 from oml.interfaces.samplers import IBatchSampler
 from oml.samplers.arguments import TLabels, blocks, whole_number
 from oml.samplers.categories import group_by_category
 from oml.samplers.epochs import Epochs, Seed
-from oml.samplers.instances import Groups, group_by_label
+from oml.samplers.instances import group_by_label
 
 
 class DistinctCategoryBalanceSampler(IBatchSampler):
@@ -91,58 +93,67 @@ class DistinctCategoryBalanceSampler(IBatchSampler):
         self._epochs.load_state_dict(state)
 
     def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
-        pools = _Pools(self._labels, self.n_categories, self.n_labels)
+        sizes = self._labels.sizes
+        turns = _Turns(sizes.tolist(), self.n_categories, self.n_labels)
+        order = self._labels.members.tolist()  # in each category the used labels come first
         for block in blocks(len(self), self.batch_size):
-            uniform = rng.random((block.stop - block.start, self.n_categories * (1 + self.n_labels))).tolist()
-            labels = np.array([label for row in uniform for label in pools.draw(iter(row))])
-            items = self._items.draw(labels, self.n_instances, rng)
+            uniform = rng.random((block.stop - block.start, self.n_categories)).tolist()
+            categories, n_used = np.array([turn for numbers in uniform for turn in turns.draw(numbers)]).T
+            swaps = _swaps(sizes[categories], n_used, self.n_labels, rng)
+            here, there = ((self._labels.starts[categories, None] + places).ravel().tolist() for places in swaps)
+            labels = []
+            for i, j in zip(here, there, strict=True):
+                order[i], order[j] = order[j], order[i]
+                labels.append(order[i])
+            items = self._items.draw(np.array(labels), self.n_instances, rng)
             yield from items.reshape(-1, self.batch_size).tolist()
 
 
-class _Pools:
-    """The labels of every category, those used first; and the categories that have unused ones.
+class _Turns:
+    """Which categories have their turn in a batch, and how many labels of each are used by then.
 
-    Plain lists, as each batch hangs on those before it. A choice moves to the front of what is left (the first steps of
-    a Fisher-Yates shuffle), so no pool is ever searched, copied or shuffled as a whole, and a reset costs no time per
-    label.
+    Plain lists, as every batch hangs on those before it.
     """
 
-    def __init__(self, labels: Groups, n_categories: int, n_labels: int) -> None:
-        self._labels = labels
+    def __init__(self, sizes: list[int], n_categories: int, n_labels: int) -> None:
+        self._sizes = sizes
         self._n_categories = n_categories
         self._n_labels = n_labels
-        self._pools: dict[int, list[int]] = {}
         self._reset()
 
     def _reset(self) -> None:
-        self._open = self._labels.keys.tolist()
-        self._n_used = [0] * len(self._open)
+        self._open = list(range(len(self._sizes)))  # those with unused labels
+        self._n_used = [0] * len(self._sizes)
 
-    def draw(self, uniform: Iterator[float]) -> list[int]:
-        """The labels of the next batch, by one random number for each of its categories and labels."""
+    def draw(self, uniform: list[float]) -> list[tuple[int, int]]:
+        """Category and number of its used labels, by one random number each, for the next batch."""
         if len(self._open) < self._n_categories:
             self._reset()
-        _choose(self._open, 0, len(self._open), self._n_categories, uniform)
-        drawn = []
-        for place in reversed(range(self._n_categories)):  # from the right, as categories are removed
-            category = self._open[place]
-            if category not in self._pools:
-                start, end = self._labels.starts[category : category + 2]
-                self._pools[category] = self._labels.members[start:end].tolist()
-            pool, n_used = self._pools[category], self._n_used[category]
-            n_new = min(self._n_labels, len(pool) - n_used)
-            drawn += _choose(pool, n_used, len(pool), n_new, uniform)
-            drawn += _choose(pool, 0, n_used, self._n_labels - n_new, uniform)
-            self._n_used[category] += n_new
-            if self._n_used[category] == len(pool):
-                self._open[place] = self._open[-1]
+        turns = []
+        for i, number in enumerate(uniform):
+            j = i + int(number * (len(self._open) - i))
+            category = self._open[j]
+            self._open[i], self._open[j] = category, self._open[i]
+            turns.append((category, self._n_used[category]))
+            self._n_used[category] += self._n_labels
+        for i in reversed(range(len(turns))):  # from the right, as the last one fills the gap
+            if self._n_used[self._open[i]] >= self._sizes[self._open[i]]:
+                self._open[i] = self._open[-1]
                 self._open.pop()
-        return drawn
+        return turns
 
 
-def _choose(pool: list[int], start: int, end: int, n: int, uniform: Iterator[float]) -> list[int]:
-    """Swap ``n`` random ones of ``pool[start:end]`` to its start, and return them."""
-    for i, number in zip(range(start, start + n), uniform, strict=False):  # takes n numbers and leaves the others
-        j = i + int(number * (end - i))
-        pool[i], pool[j] = pool[j], pool[i]
-    return pool[start : start + n]
+def _swaps(
+    sizes: Int[ndarray, " turn"], n_used: Int[ndarray, " turn"], n_labels: int, rng: np.random.Generator
+) -> tuple[Int64[ndarray, "turn label"], Int64[ndarray, "turn label"]]:
+    """Which places of a category to swap, one pair after the other, so that the first of each pair has the label drawn.
+
+    The first steps of a Fisher-Yates shuffle of the unused labels, and if they are too few, of the used ones. They
+    leave every category in some order that the next shuffle may start from, so a reset costs no time per label.
+    """
+    n_used = n_used[:, None]
+    n_new = np.minimum(n_labels, sizes[:, None] - n_used)
+    column = np.arange(n_labels)
+    here = np.where(column < n_new, n_used + column, column - n_new)
+    end = np.where(column < n_new, sizes[:, None], n_used)
+    return here, here + (rng.random(here.shape) * (end - here)).astype(np.int64)
