@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from oml.datasets.base import get_retrieval_datasets
+from oml.datasets.table import read_table
 
 Oml = Callable[..., tuple[int, str, str]]
 
@@ -111,8 +112,24 @@ def test_what_would_not_pass_the_check_is_not_written(photos: Path, oml: Oml) ->
     code, _, err = oml("split", photos / "labels.csv")
     assert code == 1
     assert "there is none for row 1 with ['cat/none.PNG']" in err
-    (photos / "cat").rename(photos / "NA")  # which a CSV file gives back as an empty cell
-    code, _, err = oml("split", photos)
-    assert code == 1
-    assert "category must be given in every row" in err
     assert not (photos / "df.csv").exists()
+
+
+def test_names_that_look_like_empty_cells_or_numbers_stay_names(photos: Path, oml: Oml) -> None:
+    (photos / "cat").rename(photos / "NA")
+    assert oml("split", photos)[0] == 0
+    assert "NA" in set(read_table(photos / "df.csv")["category"])
+    (photos / "codes.csv").write_text(
+        "path,label\n" + "".join(f"{i}.png,{'007' if i < 2 else '7'}\n" for i in range(4))
+    )
+    for i in range(4):
+        Image.new("RGB", (4, 4)).save(photos / f"{i}.png")
+    assert oml("split", photos / "codes.csv", "-o", photos / "codes_split.csv")[0] == 0
+    assert read_table(photos / "codes_split.csv")["label"].tolist() == [0, 0, 1, 1]
+
+
+def test_an_empty_path_is_named(photos: Path, oml: Oml) -> None:
+    (photos / "holes.csv").write_text("path,label\na.png,x\n,x\nb.png,y\n")
+    code, _, err = oml("split", photos / "holes.csv")
+    assert code == 2
+    assert "Every row needs a path; it is missing in row 1." in err

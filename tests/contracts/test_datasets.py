@@ -155,7 +155,37 @@ def test_workers_see_the_same_items(make: Callable[..., Any]) -> None:
     )
     for found, wanted in zip(together, alone, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tensors(found), tensors(wanted), strict=True))
-    assert dataset._images._cache.n_bytes_used > 0 if hasattr(dataset, "_images") else True
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_boxes_of_one_file_are_kept_apart(root: Path, reader: str) -> None:
+    paths, boxes = [root / "3.jpg"] * 3, [(0, 0, 9, 9), (20, 10, 30, 20), (0, 0, 9, 9)]
+    transform = get_normalisation_resize_torch(16)
+    dataset, cached = (ListDataset(paths, boxes, transform, READERS[reader], cache_size=size) for size in (0, 100_000))
+    for i in [0, 1, 2, 0, 1, 2]:
+        assert torch.equal(cached[i]["input_tensors"], dataset[i]["input_tensors"])
+    assert not torch.allclose(cached[0]["input_tensors"], cached[1]["input_tensors"], atol=0.5)
+    if reader != "shrinking":  # which decodes each box at a scale of its own
+        assert cached._dataset._images._cache.n_bytes_used == 30 * 20 * 3
+
+
+def test_pairs_and_triplets_with_an_unreadable_image_are_skipped(root: Path, tmp_path: Path) -> None:
+    for name in ("0.jpg", "1.jpg"):
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    good, bad = tmp_path / "0.jpg", tmp_path / "broken.jpg"
+    pairs = ImagePairsDataset([good, good, good], [good, bad, good], on_unreadable="skip")
+    triplets = TriDataset(
+        [("0.jpg", "0.jpg", "broken.jpg"), ("0.jpg", "1.jpg", "1.jpg")], tmp_path, None, 0.0, on_unreadable="skip"
+    )
+    with pytest.warns(UserWarning, match="broken.jpg.* It is skipped"):
+        batch = next(iter(DataLoader(pairs, batch_size=3)))
+    assert batch["idx"].tolist() == [0, 2]
+    with pytest.warns(UserWarning, match="broken.jpg.* It is skipped"):
+        batch = next(iter(DataLoader(triplets, batch_size=2, collate_fn=tri_collate)))
+    assert batch["tri_ids"] == ["1_a", "1_p", "1_n"]
+    with pytest.raises(OSError, match="broken.jpg"):
+        pairs[1]
 
 
 def test_a_file_that_is_lost_is_an_error_at_once(root: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from oml.const import MEAN, STD
 from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels, get_retrieval_datasets
 from oml.datasets.table import TableError
+from oml.utils.images.images import ShrinkingReader, imread_pillow
 
 
 @pytest.fixture(scope="session")
@@ -196,10 +197,37 @@ def test_what_is_wrong_with_the_items_is_said_when_the_data_set_is_made(df: Data
                 make(changed, dataset_root=root)
 
 
-def test_a_box_beyond_its_image_is_named(df: DataFrame, root: Path) -> None:
-    df.loc[0, "x_2"] = 9
-    with pytest.raises(ValueError, match=r"leaves its image in row 0, .*0.png: the box ends at \(9, 3\), .* 8 x 6"):
-        DatasetWithLabels(df, dataset_root=root)[0]
+@pytest.mark.parametrize("reader", [None, imread_pillow, ShrinkingReader(min_side=2)])
+def test_a_box_is_cut_off_where_its_image_ends(df: DataFrame, root: Path, reader: object) -> None:
+    df = df.assign(x_2=[9, 12, 8], x_1=[2, 4, 0], y_1=[1, 0, 0], y_2=[3, 7, 6])
+    ds = DatasetWithLabels(df, dataset_root=root, f_imread=reader, cache_size=10_000)
+    with pytest.warns(UserWarning, match=r"row 0, .*0.png: the box ends at \(9, 3\), .* 8 x 6") as caught:
+        items = [ds[0], ds[1], ds[0]]
+    assert len(caught) == 1
+    assert [item["input_tensors"].shape[1:] for item in items] == [(2, 6), (6, 4), (2, 6)]
+    assert [[item[key] for key in ("x1", "y1", "x2", "y2")] for item in items[:2]] == [[2, 1, 8, 3], [4, 0, 8, 6]]
+    outside = DatasetWithLabels(df.assign(x_1=[8, 4, 0]), dataset_root=root, f_imread=reader)
+    with pytest.raises(ValueError, match=r"leaves its image in row 0, .*0.png.* Nothing of it lies inside"):
+        outside[0]
+
+
+def test_rows_are_named_as_in_the_table(df: DataFrame, root: Path) -> None:
+    ds = DatasetWithLabels(df.assign(path=["0.png", "1.png", "broken.png"])[1:], dataset_root=root)
+    with pytest.raises(OSError, match="image of row 2, "):
+        ds[1]
+
+
+def test_extra_data_of_a_series_goes_by_position(df: DataFrame, root: Path) -> None:
+    df = df.assign(weight=[1.0, 2.0, 3.0])[::-1]
+    ds = DatasetWithLabels(df, dataset_root=root, extra_data={"w": df["weight"]})
+    assert [(item["labels"], item["w"]) for item in ds] == [(7, 3.0), (5, 2.0), (5, 1.0)]
+
+
+def test_what_is_no_transform(df: DataFrame, root: Path) -> None:
+    unchecked = inspect.unwrap(DatasetWithLabels.__init__)
+    for transform in ("norm_torch", str):
+        with pytest.raises(TypeError, match="needs a transform .*get_transforms makes one of a name"):
+            unchecked(object.__new__(DatasetWithLabels), df, dataset_root=root, transform=transform)
 
 
 def test_tables_that_do_not_do(df: DataFrame, root: Path) -> None:
@@ -237,5 +265,8 @@ def test_train_labels_are_renumbered(df: DataFrame, root: Path, tmp_path: Path) 
     assert train.get_labels().tolist() == [1, 0, 0]
     assert validation.get_labels().tolist() == [7, 7]
     table.assign(path="none.png").to_csv(tmp_path / "bad.csv", index=False)
+    table.iloc[:3].to_csv(tmp_path / "train.csv", index=False, sep=";")
+    with pytest.raises(TableError, match=r"needs train and validation rows, .*train.csv' has 3 and 0"):
+        get_retrieval_datasets(tmp_path, None, None, dataframe_name="train.csv", sep=";", verbose=False)
     with pytest.raises(TableError, match="breaks 1 rules"):
         get_retrieval_datasets(tmp_path, None, None, dataframe_name="bad.csv")

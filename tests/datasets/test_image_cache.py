@@ -1,7 +1,10 @@
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,8 +60,33 @@ def test_it_keeps_no_more_than_it_may() -> None:
     assert cache.get(9) is not None
 
 
+def test_a_cache_too_small_for_an_image_says_so() -> None:
+    """Callers of earlier versions counted files."""
+    cache = DecodedImageCache(n_images=2, n_bytes=50)
+    with pytest.warns(
+        UserWarning, match="of 50 bytes has no room for an image of 60. cache_size is a number of bytes"
+    ) as caught:
+        _fill(cache, [0, 1])
+    assert len(caught) == 1
+    assert cache.get(0) is None
+
+
+def test_an_image_is_kept_once() -> None:
+    cache = DecodedImageCache(n_images=2, n_bytes=1_000)
+    for _ in range(3):
+        cache.put(1, Decoded(picture(1), (5, 4)))
+    assert cache.n_bytes_used == 60
+
+
 @pytest.mark.parametrize(
-    "image", [Image.new("L", (4, 4)), np.zeros((4, 4), np.uint8), torch.zeros(3, 4, 4), "an image of another library"]
+    "image",
+    [
+        Image.new("L", (4, 4)),
+        Image.new("YCbCr", (4, 4)),
+        np.zeros((4, 4), np.uint8),
+        torch.zeros(3, 4, 4),
+        "an image of another library",
+    ],
 )
 def test_what_it_cannot_keep_is_left_alone(image: object) -> None:
     cache = DecodedImageCache(n_images=1, n_bytes=1_000)
@@ -70,6 +98,38 @@ def test_what_it_cannot_keep_is_left_alone(image: object) -> None:
 def _fill(cache: DecodedImageCache, numbers: list[int]) -> None:
     for number in numbers:
         cache.put(number, Decoded(picture(number), (5, 4)))
+
+
+def _fill_together(cache: DecodedImageCache, start: Any, seed: int) -> None:
+    start.wait()
+    for number in np.random.default_rng(seed).permutation(200).tolist():
+        cache.put(number, Decoded(picture(number, height=50), (5, 50)))
+
+
+def test_processes_do_not_write_over_each_other_nor_beyond_the_limit() -> None:
+    size = 50 * 5 * 3
+    cache = DecodedImageCache(n_images=200, n_bytes=150 * size)
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    workers = [context.Process(target=_fill_together, args=(cache, start, seed)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    kept = [number for number in range(200) if cache.get(number) is not None]
+    assert len(kept) > 100
+    assert all(np.array_equal(cache.get(number).image, picture(number, height=50)) for number in kept)
+    assert cache.n_bytes_used <= 150 * size
+    assert cache._path.stat().st_size <= cache._first + 150 * size
+
+
+def test_a_forked_process_that_ends_does_not_remove_it() -> None:
+    """Unlike those of multiprocessing, such a one runs what is to be run at the end."""
+    begin = "from oml.datasets.image_cache import DecodedImageCache as C; c = C(1, 100); import os\n"
+    code = f"{begin}if os.fork() == 0: raise SystemExit\nos.wait()\nassert c._path.is_file()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -94,17 +154,14 @@ def test_copies_share_it_and_its_maker_removes_it() -> None:
     _fill(copy, [1])
     assert cache.get(1) is not None
     folder = folder_of(cache)
-    del copy
-    assert folder.is_dir()
     del cache
     assert not folder.exists()
+    assert copy.get(1) is None  # and the copy goes on without
+    copy.put(1, Decoded(picture(1), (5, 4)))
 
 
 def test_a_full_disk_stops_the_caching_and_nothing_else() -> None:
     """In a process of its own, where no file may grow beyond a limit."""
-    import subprocess
-    import sys
-
     code = """
 import resource, signal, warnings
 import numpy as np
@@ -117,7 +174,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for number in range(4):
         cache.put(number, Decoded(image, (50, 20)))
-assert "keeps no more than it has" in str(caught[0].message) and "TMPDIR" in str(caught[0].message), caught
+assert "keeps no more images than it has" in str(caught[0].message) and "TMPDIR" in str(caught[0].message), caught
 assert len(caught) == 1
 assert (cache.get(0).image == 7).all() and cache.get(1) is None and cache.get(3) is None
 """

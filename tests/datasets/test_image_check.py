@@ -71,8 +71,11 @@ def test_boxes_that_leave_their_image(table: DataFrame, root: Path) -> None:
     table.loc[6, "y_2"] = 7
     assert image_remarks(table, root) == [
         "3 boxes leave their image: rows 1, 5, 6 with ['0.png', '4.png', '5.png']; their x_2 and y_2 are "
-        "[[9, 6], [9, 6], [8, 7]], width and height of the images [[8, 6], [8, 6], [8, 6]]."
+        "[[9, 6], [9, 6], [8, 7]], width and height of the images [[8, 6], [8, 6], [8, 6]]. Data sets cut them off "
+        "where the image ends."
     ]
+    table.loc[5, "y_2"] = np.nan
+    assert "[[9, 6], [9, nan], [8, 7]]" in image_remarks(table, root)[0]
     (root / "4.png").write_text("no image")
     assert "2 boxes leave their image: rows 1, 6 " in image_remarks(table, root)[1]
 

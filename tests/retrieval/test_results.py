@@ -127,6 +127,9 @@ def test_a_query_does_not_retrieve_its_sequence(tmp_path: Path) -> None:
     ]
     assert results.n_relevant.tolist() == [2, 2, 3, 1, 1, 3]
     assert [results.gt_ids(row).tolist() for row in (0, 3)] == [[2, 5], [4]]
+    others = RetrievalResults.from_embeddings(x, labels, labels == 0, everyone, top_k=5, sequences=sequences + 1)
+    with pytest.raises(ValueError, match="in the same gallery"):
+        RetrievalResults.merge([parts[0], others])
     results.save(tmp_path / "r.safetensors")
     loaded = RetrievalResults.load(tmp_path / "r.safetensors")
     assert_equal(loaded, results)

@@ -1,5 +1,6 @@
 """``oml split``."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,7 +64,7 @@ def split(
     from oml.utils.io import atomic_path
 
     try:
-        items, found = table_from_folder(source) if is_folder else (read_table(source, sep), [])
+        items, found = table_from_folder(source) if is_folder else (read_table(source, sep, label_texts=True), [])
         table, notes = assign_splits(items, validation_share, seed, protocol, queries, keep_categories)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -71,13 +72,13 @@ def split(
     try:
         with atomic_path(output) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
-            # as it will be read: a category called NA has become an empty cell
+            # as it will be read
             if violations := inspect_table(read_table(temporary), output.parent).violations:
                 raise TableError(f"The table would break the format, so it is not written: {' '.join(violations)}")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = (error.strerror or str(error)).lower()
         raise typer.BadParameter(f"cannot write to {str(output)!r}: {reason}. Name another file.") from error
     typer.echo(f"{len(table):,} items of {table['label'].nunique():,} labels, seed {seed}.")
     for note in (*found, *notes):
         typer.echo(f"- {note}")
-    typer.echo(f"{output}\nTry next: oml check {output} --images")
+    typer.echo(f"{output}\nTry next: {shlex.join(['oml', 'check', str(output), '--images'])}")

@@ -4,6 +4,7 @@ A rule is a function from a table, numbered from 0, to one sentence for each way
 :data:`VIOLATIONS` or :data:`REMARKS` beside the columns it needs, and is asked whenever the table has those.
 """
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from os import PathLike
@@ -205,7 +206,8 @@ def bad_paths(table: DataFrame, root: Path | str | None) -> Iterator[str]:
         hint = ""
         first = paths.iloc[int(missing.argmax())]
         for other in (Path(), root.resolve().parent):  # the parent if the paths hold the root's name as well
-            if other.resolve() != root.resolve() and (other / first).is_file():
+            # unlike a Path, this takes names of any length
+            if other.resolve() != root.resolve() and os.path.isfile(os.path.join(other, first)):  # noqa: PTH113, PTH118
                 hint = f" For {str(first)!r} there is a file below {str(other.resolve())!r}: is that the root?"
         yield (
             f"path must be a file below the data set root, {str(root)!r}; "

@@ -1,9 +1,9 @@
 """Data sets of images, made from rows of the retrieval table."""
 
-import warnings
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ from oml.const import (
     Y2_COLUMN,
     Y2_KEY,
 )
-from oml.datasets.image_files import ImageFiles, UnreadableImageError
+from oml.datasets.image_files import ImageFiles, OnUnreadable, readable_batch
 from oml.datasets.table import TableError, check_items, check_retrieval_dataframe_format, read_table, rows_where
 from oml.interfaces.datasets import IDatasetQueryGallery, IDatasetWithLabels
 from oml.transforms.images.torchvision import get_normalisation_torch
@@ -73,12 +73,13 @@ class BaseDataset(Dataset):
         cache_size: bytes of decoded images to keep between epochs; all worker processes share them. 0 keeps none.
         input_tensors_key, labels_key, ...: the names of an item's entries.
         on_unreadable: ``raise``, or ``skip`` to leave items whose image cannot be read out of their batches with a
-            warning that names them; ``idx`` tells who is there. What forms batches is
-            ``torch.utils.data.DataLoader``; a direct ``ds[i]`` always raises.
+            warning that names them; ``idx`` tells who is there. A ``DataLoader`` gets that from ``__getitems__``;
+            ``ds[i]`` raises, and so does a batch of which nothing is left.
 
     Raises:
         TableError: if a column is missing, there are no rows, files do not exist or boxes are malformed.
         ValueError: if ``extra_data`` does not fit the table, or ``cache_size`` is negative.
+        TypeError: if the transform is no function.
     """
 
     _needs_whole_labels = False
@@ -86,11 +87,11 @@ class BaseDataset(Dataset):
     def __init__(
         self,
         df: DataFrame,
-        extra_data: Mapping[str, Sequence[Any] | np.ndarray | Tensor] | None = None,
+        extra_data: Mapping[str, Sequence[Any] | np.ndarray | pd.Series | Tensor] | None = None,
         transform: TTransforms | None = None,
         dataset_root: Path | str | None = None,
         f_imread: TImReader | None = None,
-        cache_size: int = 0,
+        cache_size: int | None = 0,
         input_tensors_key: str = INPUT_TENSORS_KEY,
         labels_key: str = LABELS_KEY,
         paths_key: str = PATHS_KEY,
@@ -101,20 +102,32 @@ class BaseDataset(Dataset):
         y2_key: str = Y2_KEY,
         index_key: str = INDEX_KEY,
         sequence_key: str = SEQUENCE_KEY,
-        on_unreadable: Literal["raise", "skip"] = "raise",
+        on_unreadable: OnUnreadable = "raise",
     ) -> None:
         owner = type(self).__name__
         if on_unreadable not in ("raise", "skip"):
             raise ValueError(f"{owner} knows on_unreadable 'raise' and 'skip', got {on_unreadable!r}.")
+        if transform is not None and (not callable(transform) or isinstance(transform, type)):
+            raise TypeError(
+                f"{owner} needs a transform of torchvision or albumentations, or another function of an image, got "
+                f"{transform!r}. oml.registry.transforms.get_transforms makes one of a name."
+            )
         _require_columns(owner, df, (LABELS_COLUMN, PATHS_COLUMN))
         self.df = df.reset_index(drop=True)
-        root = Path() if dataset_root is None else Path(dataset_root)
+        root = Path(dataset_root or "")
         check_items(owner, self.df, root, whole_labels=self._needs_whole_labels)
-        self.df[PATHS_COLUMN] = [str(root / path) for path in self.df[PATHS_COLUMN]]
-        self.extra_data = dict(extra_data or {})
+        paths = [os.fspath(path) for path in self.df[PATHS_COLUMN]]
+        if dataset_root is not None:  # not by Path, which takes seconds for a million rows
+            paths = [os.path.join(root, path) for path in paths]  # noqa: PTH118
+        self.df[PATHS_COLUMN] = paths
+        # by position, whatever the index of a Series
+        self.extra_data = {
+            name: values.to_numpy() if isinstance(values, pd.Series) else values
+            for name, values in (extra_data or {}).items()
+        }
         self.transform = get_normalisation_torch() if transform is None else transform
         self.f_imread = get_im_reader_for_transforms(self.transform) if f_imread is None else f_imread
-        self.on_unreadable = on_unreadable
+        self.on_unreadable: OnUnreadable = on_unreadable
         self._apply = as_callable(self.transform)
 
         self.bboxes_exist = set(BBOXES_COLUMNS) <= set(self.df.columns)
@@ -129,7 +142,6 @@ class BaseDataset(Dataset):
         )
 
         # lists, for an item should not cost a look-up in a data frame
-        paths: list[str] = self.df[PATHS_COLUMN].tolist()
         self._columns = {labels_key: self.df[LABELS_COLUMN].tolist(), paths_key: paths}
         if self.categories_key is not None:
             self._columns[self.categories_key] = self.df[CATEGORIES_COLUMN].tolist()
@@ -137,7 +149,7 @@ class BaseDataset(Dataset):
             self._columns[self.sequence_key] = pd.factorize(self.df[SEQUENCE_COLUMN])[0].tolist()
         box_columns = [X1_COLUMN, Y1_COLUMN, X2_COLUMN, Y2_COLUMN]
         boxes = self.df[box_columns].to_numpy(dtype=float, na_value=np.nan) if self.bboxes_exist else None
-        self._images = ImageFiles(owner, paths, boxes, self.f_imread, cache_size)
+        self._images = ImageFiles(owner, paths, boxes, self.f_imread, cache_size, df.index.tolist())
         self._check_extra_data()
 
     @property
@@ -162,16 +174,7 @@ class BaseDataset(Dataset):
 
     def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
         """The items of one batch, as a ``DataLoader`` asks for them; without unreadable ones if they are skipped."""
-        items, errors = [], []
-        for idx in ids:
-            try:
-                items.append(self[idx])
-            except UnreadableImageError as error:
-                errors.append(error)
-                if self.on_unreadable == "raise" or len(errors) == len(ids):
-                    raise
-                warnings.warn(f"{error} It is skipped.", stacklevel=2)
-        return items
+        return readable_batch(self.__getitem__, ids, self.on_unreadable)
 
     def get_labels(self) -> np.ndarray:
         """The label of every item, in order."""
@@ -216,11 +219,11 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
     def __init__(
         self,
         df: DataFrame,
-        extra_data: Mapping[str, Sequence[Any] | np.ndarray | Tensor] | None = None,
+        extra_data: Mapping[str, Sequence[Any] | np.ndarray | pd.Series | Tensor] | None = None,
         dataset_root: Path | str | None = None,
         transform: TTransforms | None = None,
         f_imread: TImReader | None = None,
-        cache_size: int = 0,
+        cache_size: int | None = 0,
         input_tensors_key: str = INPUT_TENSORS_KEY,
         labels_key: str = LABELS_KEY,
         paths_key: str = PATHS_KEY,
@@ -232,7 +235,7 @@ class DatasetQueryGallery(BaseDataset, IDatasetQueryGallery):
         is_query_key: str = IS_QUERY_KEY,
         is_gallery_key: str = IS_GALLERY_KEY,
         sequence_key: str = SEQUENCE_KEY,
-        on_unreadable: Literal["raise", "skip"] = "raise",
+        on_unreadable: OnUnreadable = "raise",
     ) -> None:
         owner = type(self).__name__
         _require_columns(owner, df, (IS_QUERY_COLUMN, IS_GALLERY_COLUMN))
@@ -273,8 +276,10 @@ def get_retrieval_datasets(
     f_imread_train: TImReader | None = None,
     f_imread_val: TImReader | None = None,
     dataframe_name: str = "df.csv",
-    cache_size: int = 0,
+    cache_size: int | None = 0,
     verbose: bool = True,
+    sep: str = ",",
+    on_unreadable: OnUnreadable = "raise",
 ) -> tuple[DatasetWithLabels, DatasetQueryGallery]:
     """The train and the validation part of the table ``dataset_root / dataframe_name``, once it is checked.
 
@@ -283,22 +288,30 @@ def get_retrieval_datasets(
 
     Args:
         dataset_root: the folder of the table, which its paths are relative to.
-        transforms_train, transforms_val, f_imread_train, f_imread_val, cache_size: see :class:`BaseDataset`; each of
-            the two data sets has a cache of that size.
+        transforms_train, transforms_val, f_imread_train, f_imread_val, cache_size, on_unreadable: see
+            :class:`BaseDataset`; each of the two data sets has a cache of that size.
         dataframe_name: of the table, a CSV or Parquet file.
         verbose: warn of what is legal but trains badly.
+        sep: between the cells of a CSV file.
 
     Raises:
         TableError: if the table breaks the format, or lacks train or validation rows.
     """
     root = Path(dataset_root)
-    table = read_table(root / dataframe_name)
+    table = read_table(root / dataframe_name, sep)
     check_retrieval_dataframe_format(table, dataset_root=root, verbose=verbose)
     train, validation = (table[table[SPLIT_COLUMN] == split] for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    if train.empty or validation.empty:
+        raise TableError(
+            f"get_retrieval_datasets needs train and validation rows, {str(root / dataframe_name)!r} has {len(train)} "
+            f"and {len(validation)}. Make the data set of one split with DatasetWithLabels or DatasetQueryGallery."
+        )
     train = train.assign(**{LABELS_COLUMN: np.unique(train[LABELS_COLUMN], return_inverse=True)[1]})
     return (
-        DatasetWithLabels(train, None, transforms_train, root, f_imread_train, cache_size),
-        DatasetQueryGallery(validation, None, root, transforms_val, f_imread_val, cache_size),
+        DatasetWithLabels(train, None, transforms_train, root, f_imread_train, cache_size, on_unreadable=on_unreadable),
+        DatasetQueryGallery(
+            validation, None, root, transforms_val, f_imread_val, cache_size, on_unreadable=on_unreadable
+        ),
     )
 
 

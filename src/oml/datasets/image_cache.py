@@ -4,7 +4,6 @@ import os
 import shutil
 import struct
 import tempfile
-import threading
 import warnings
 import weakref
 from io import FileIO
@@ -58,7 +57,6 @@ class DecodedImageCache:
         self._path = Path(folder) / "pixels"
         self._n_bytes = n_bytes
         self._first = _COUNTER.size + n_images * _RECORD.size
-        self._process = -1
         with self._path.open("wb") as file:
             file.truncate(self._first)
         weakref.finalize(self, _remove, folder, os.getpid())
@@ -66,16 +64,17 @@ class DecodedImageCache:
     @property
     def n_bytes_used(self) -> int:
         """Bytes of the pixels that are kept or being written."""
-        file = self._opened()
-        with self._one_thread:
+        with self._opened() as file:
             return _COUNTER.unpack(_read(file, 0, _COUNTER.size))[0]
 
     def get(self, number: int) -> Decoded | None:
         """The image of that number, or ``None`` if it is not kept."""
-        file = self._opened()
-        with self._one_thread:
-            record = _read(file, _COUNTER.size + number * _RECORD.size, _RECORD.size)
-            start, kind, height, width, *full_size = _RECORD.unpack(record)
+        try:
+            file = self._opened()
+        except FileNotFoundError:  # whoever made the cache of which this is a copy is gone
+            return None
+        with file:
+            start, kind, height, width, *full_size = _RECORD.unpack(_read(file, _place(number), _RECORD.size))
             if start == 0:
                 return None
             pixels = np.frombuffer(_read(file, start, height * width * 3), dtype=np.uint8).reshape(height, width, 3)
@@ -89,53 +88,71 @@ class DecodedImageCache:
                 return Decoded(Image.fromarray(pixels), full)
 
     def put(self, number: int, decoded: Decoded) -> None:
-        """Keep an image if there is room, and it is of a type that can be kept."""
-        kind = next((kind for kind, known in enumerate(_TYPES) if isinstance(decoded.image, known)), None)
-        pixels = np.ascontiguousarray(pixels_of(decoded.image))
+        """Keep an image if there is room, it is of a type that can be kept, and its number is not kept already."""
+        image = decoded.image
+        kind = next((kind for kind, known in enumerate(_TYPES) if isinstance(image, known)), None)
+        pixels = np.ascontiguousarray(pixels_of(image))
         if kind is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             return
-        if self.n_bytes_used + pixels.nbytes > self._n_bytes:
+        if isinstance(image, Image.Image) and image.mode != "RGB":
             return
-        file = self._opened()
-        with self._one_process, self._one_thread:
-            used = _COUNTER.unpack(_read(file, 0, _COUNTER.size))[0]
-            if used + pixels.nbytes > self._n_bytes:
-                return
-            _write(file, 0, _COUNTER.pack(used + pixels.nbytes))
-        start = self._first + used
-        record = _RECORD.pack(start, kind, *pixels.shape[:2], *decoded.full_size)
         try:
-            with self._one_thread:
+            file = self._opened()
+        except FileNotFoundError:
+            return
+        with file:
+            start = self._reserved(file, number, pixels.nbytes)
+            if start is None:
+                return
+            record = _RECORD.pack(start, kind, *pixels.shape[:2], *decoded.full_size)
+            try:
                 _write(file, start, pixels.data)
                 # the first number last: whoever reads it finds the rest
-                place = _COUNTER.size + number * _RECORD.size
-                _write(file, place + _COUNTER.size, record[_COUNTER.size :])
-                _write(file, place, record[: _COUNTER.size])
-        except OSError as error:
-            self._n_bytes = 0
-            warnings.warn(
-                f"The image cache in {self._path.parent} keeps no more than it has, {used} bytes: {error.strerror}. "
-                "Choose a smaller cache_size, or name a folder on another disk in the environment variable TMPDIR.",
-                stacklevel=2,
-            )
+                _write(file, _place(number) + _COUNTER.size, record[_COUNTER.size :])
+                _write(file, _place(number), record[: _COUNTER.size])
+            except OSError as error:
+                self._n_bytes = 0
+                self._warn(f"keeps no more images than it has: {error.strerror}.")
+
+    def _reserved(self, file: FileIO, number: int, n_bytes: int) -> int | None:
+        """Where an image may be written to, if it is to be kept."""
+
+        def used() -> int:
+            return _COUNTER.unpack(_read(file, 0, _COUNTER.size))[0]
+
+        if used() + n_bytes > self._n_bytes:
+            if 0 < self._n_bytes < n_bytes:
+                self._warn(f"of {self._n_bytes:,} bytes has no room for an image of {n_bytes:,}.")
+                self._n_bytes = 0
+            return None
+        with FileLock(self._path.with_suffix(".lock")):
+            start = used()
+            is_kept = _COUNTER.unpack(_read(file, _place(number), _COUNTER.size))[0] != 0
+            if is_kept or start + n_bytes > self._n_bytes:
+                return None
+            _write(file, 0, _COUNTER.pack(start + n_bytes))
+        return self._first + start
 
     def _opened(self) -> FileIO:
-        """The file as this process has opened it: after a fork, parent and child would share one position in it."""
-        if self._process != os.getpid():
-            self._file = FileIO(self._path, "r+")
-            weakref.finalize(self, self._file.close)
-            self._one_thread = threading.Lock()
-            self._one_process = FileLock(self._path.with_suffix(".lock"))
-            self._process = os.getpid()
-        return self._file
+        """The file, for one call: open for longer, threads and forked processes would share a position in it."""
+        return FileIO(self._path, "r+")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_n_bytes": self._n_bytes, "_first": self._first, "_process": -1}
+    def _warn(self, what: str) -> None:
+        warnings.warn(
+            f"The image cache in {self._path.parent} {what} cache_size is a number of bytes, of the decoded images; "
+            "the environment variable TMPDIR says on which disk they lie.",
+            stacklevel=4,
+        )
 
 
 def pixels_of(image: Any) -> np.ndarray:
     """An image of Pillow, an array, or a tensor (channel, height, width) as an array (height, width, channel)."""
     return image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
+
+
+def _place(number: int) -> int:
+    """Where the record of an image stands."""
+    return _COUNTER.size + number * _RECORD.size
 
 
 def _read(file: FileIO, start: int, size: int) -> bytearray:

@@ -126,10 +126,12 @@ def _boxes_outside(files: Sequence[ImageFile], codes: Int[ndarray, " row"], tabl
     outside = np.asarray((sides.to_numpy(dtype=float, na_value=np.nan) > sizes).any(axis=1))
     if outside.any():
         first = np.flatnonzero(outside)[:3]
-        ends, those = sides.iloc[first].astype(int).to_numpy().tolist(), sizes[first].astype(int).tolist()
+        # one of the two sides may be empty or infinite
+        ends = [[int(x) if x % 1 == 0 else x for x in row] for row in sides.iloc[first].to_numpy(dtype=float).tolist()]
+        those = sizes[first].astype(int).tolist()
         yield (
             f"{outside.sum():,} boxes leave their image: {rows_where(outside, table[PATHS_COLUMN])}; their x_2 and y_2 "
-            f"are {ends}, width and height of the images {those}."
+            f"are {ends}, width and height of the images {those}. Data sets cut them off where the image ends."
         )
 
 

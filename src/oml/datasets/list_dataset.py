@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pandas import DataFrame
@@ -20,6 +20,7 @@ from oml.const import (
     Y2_COLUMN,
 )
 from oml.datasets.base import BaseDataset
+from oml.datasets.image_files import OnUnreadable
 from oml.transforms.images.utils import TTransforms
 from oml.utils.images.images import TImReader
 
@@ -52,10 +53,12 @@ class ListDataset(Dataset):
         transform: TTransforms | None = None,
         f_imread: TImReader | None = None,
         input_tensors_key: str = INPUT_TENSORS_KEY,
-        cache_size: int = 0,
+        cache_size: int | None = 0,
         index_key: str = INDEX_KEY,
-        on_unreadable: Literal["raise", "skip"] = "raise",
+        on_unreadable: OnUnreadable = "raise",
     ) -> None:
+        if isinstance(filenames_list, str | Path):
+            raise TypeError(f"ListDataset needs a list of paths, got the path {str(filenames_list)!r} alone.")
         df = DataFrame({LABELS_COLUMN: NO_LABEL, PATHS_COLUMN: [str(path) for path in filenames_list]})
         if bboxes is not None:
             if len(bboxes) != len(filenames_list):

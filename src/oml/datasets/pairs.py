@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oml.const import INDEX_KEY, PAIR_1ST_KEY, PAIR_2ND_KEY
+from oml.datasets.image_files import OnUnreadable, readable_batch
 from oml.datasets.list_dataset import ListDataset, TBBoxes
 from oml.interfaces.datasets import IPairsDataset
 from oml.transforms.images.utils import TTransforms
@@ -52,6 +53,7 @@ class EmbeddingPairsDataset(IPairsDataset):
         return len(self.embeddings1)
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
+        idx = range(len(self))[idx]
         return {
             self.pair_1st_key: self.embeddings1[idx],
             self.pair_2nd_key: self.embeddings2[idx],
@@ -68,6 +70,7 @@ class ImagePairsDataset(IPairsDataset):
         transform, f_imread: see :class:`~oml.datasets.base.BaseDataset`.
         pair_1st_key, pair_2nd_key, index_key: the names of an item's entries.
         cache_size: bytes of decoded images to keep, half of them for each list.
+        on_unreadable: see :class:`~oml.datasets.base.BaseDataset`; a pair goes if one of its images does.
 
     Attributes:
         dataset1, dataset2: the two lists.
@@ -87,22 +90,29 @@ class ImagePairsDataset(IPairsDataset):
         pair_1st_key: str = PAIR_1ST_KEY,
         pair_2nd_key: str = PAIR_2ND_KEY,
         index_key: str = INDEX_KEY,
-        cache_size: int = 0,
+        cache_size: int | None = 0,
+        on_unreadable: OnUnreadable = "raise",
     ) -> None:
         if len(paths1) != len(paths2):
             raise ValueError(f"ImagePairsDataset needs as many paths1 as paths2, got {len(paths1)} and {len(paths2)}.")
         self.dataset1, self.dataset2 = (
-            ListDataset(paths, boxes, transform=transform, f_imread=f_imread, cache_size=cache_size // 2)
+            ListDataset(paths, boxes, transform=transform, f_imread=f_imread, cache_size=(cache_size or 0) // 2)
             for paths, boxes in ((paths1, bboxes1), (paths2, bboxes2))
         )
         self.pair_1st_key = self.pairs_1st_key = pair_1st_key
         self.pair_2nd_key = self.pairs_2nd_key = pair_2nd_key
         self.index_key = index_key
+        self._on_unreadable: OnUnreadable = on_unreadable
 
     def __len__(self) -> int:
         return len(self.dataset1)
 
+    def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """The pairs of one batch, as a ``DataLoader`` asks for them."""
+        return readable_batch(self.__getitem__, ids, self._on_unreadable)
+
     def __getitem__(self, idx: int) -> dict[str, Any]:
+        idx = range(len(self))[idx]
         return {
             self.pair_1st_key: self.dataset1[idx],
             self.pair_2nd_key: self.dataset2[idx],

@@ -25,7 +25,7 @@ from oml.const import (
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
 )
-from oml.datasets._table_rules import rows_where
+from oml.datasets._table_rules import is_path, rows_where
 
 LABEL_NAMES_COLUMN = "label_name"
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -176,6 +176,8 @@ def assign_splits(
         raise ValueError(f"assign_splits needs the columns {missing}; the table has {list(items.columns)}.")
     if items.empty:
         raise ValueError("assign_splits needs at least one row; the table has none.")
+    if (bad := ~is_path(items[PATHS_COLUMN])).any():
+        raise ValueError(f"Every row needs a path; it is missing in {rows_where(bad)}. Fill it in or drop the rows.")
 
     notes = []
     roles = [column for column in (SPLIT_COLUMN, IS_QUERY_COLUMN, IS_GALLERY_COLUMN) if column in items.columns]

@@ -3,14 +3,14 @@
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas import DataFrame
 from pandas.api.types import is_integer_dtype
 
-from oml.const import LABELS_COLUMN, PATHS_COLUMN
+from oml.const import CATEGORIES_COLUMN, LABELS_COLUMN, PATHS_COLUMN, SEQUENCE_COLUMN, SPLIT_COLUMN
 from oml.datasets._missing import missing_files
 from oml.datasets._table_rules import REMARKS, VIOLATIONS, apply, bad_boxes, bad_labels, bad_paths, rows_where, usable
 
@@ -25,6 +25,9 @@ __all__ = [
     "rows_where",
 ]
 
+#: in columns of texts, NA and null may be names
+_TEXT_COLUMNS = (LABELS_COLUMN, PATHS_COLUMN, SPLIT_COLUMN, CATEGORIES_COLUMN, SEQUENCE_COLUMN, "label_name")
+_EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>"]
 _COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zip")
 _CSV_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".csv", ".tsv", ".txt") for packed in _COMPRESSED)
 
@@ -40,12 +43,13 @@ class Findings(NamedTuple):
     remarks: list[str]
 
 
-def read_table(source: DataFrame | Path | str, sep: str = ",") -> DataFrame:
+def read_table(source: DataFrame | Path | str, sep: str = ",", label_texts: bool = False) -> DataFrame:
     """A table out of a CSV or Parquet file; a DataFrame comes back as it is.
 
     Args:
         source: a file whose name ends in .csv, .tsv or .txt, also compressed (.csv.gz and so on), or in .parquet.
         sep: between the cells of a CSV file; of a .tsv file it is the tabulator unless another one is given.
+        label_texts: keep the labels of a CSV file as texts if as numbers they would read differently, such as 007.
 
     Labels that are whole numbers of another type, such as a Parquet file's int32, become int64.
 
@@ -68,15 +72,15 @@ def read_table(source: DataFrame | Path | str, sep: str = ",") -> DataFrame:
         if is_csv:
             if sep == "\\t" or (".tsv" in name and sep == ","):  # the former as typed in a shell
                 sep = "\t"
-            # Columns as the header has them: pandas would take the first one for an index where rows are longer.
-            # And low_memory would read a long column in parts, each with a type of its own.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", "Length of header", pd.errors.ParserWarning)  # cells would get lost
-                table = pd.read_csv(path, sep=sep, index_col=False, low_memory=False)
+            table = _read_csv(path, sep, label_texts)
         else:
             table = _read_parquet(path)
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, TableError):
         raise
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"The table {str(path)!r} cannot be read: it is not UTF-8 ({error}). Save it as UTF-8."
+        ) from error
     except pd.errors.ParserWarning as error:
         raise TableError(
             f"The table {str(path)!r} cannot be read: its rows have more cells than its header."
@@ -86,6 +90,28 @@ def read_table(source: DataFrame | Path | str, sep: str = ",") -> DataFrame:
     label = table.get(LABELS_COLUMN)
     if label is not None and is_integer_dtype(label) and not label.isna().any():
         table[LABELS_COLUMN] = label.astype(np.int64)
+    return table
+
+
+def _read_csv(path: Path, sep: str, label_texts: bool) -> DataFrame:
+    how: dict[str, Any] = {"sep": sep, "index_col": False, "encoding": "utf-8-sig", "keep_default_na": False}
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, **how).iloc[0]
+    if (twice := header[header.duplicated()]).any():  # pandas would give the second one another name
+        raise TableError(f"The table {str(path)!r} cannot be read: columns {twice.tolist()} occur more than once.")
+    how["na_values"] = {name: [""] if name in _TEXT_COLUMNS else _EMPTY_CELLS for name in header}
+    # Columns as the header has them: pandas would take the first one for an index where rows are longer.
+    # And low_memory would read a long column in parts, each with a type of its own.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Length of header", pd.errors.ParserWarning)  # cells would get lost
+        try:
+            table = pd.read_csv(path, low_memory=False, **how)
+        except pd.errors.ParserWarning:  # a separator at the ends of rows makes one more column, empty if all is NA
+            how = {**how, "keep_default_na": True, "na_values": None}
+            table = pd.read_csv(path, low_memory=False, **how)
+    if label_texts and LABELS_COLUMN in header.tolist():
+        texts = pd.read_csv(path, usecols=[LABELS_COLUMN], dtype=str, **how)[LABELS_COLUMN]
+        if not texts.equals(table[LABELS_COLUMN].astype(texts.dtype)):
+            table[LABELS_COLUMN] = texts
     return table
 
 

@@ -66,6 +66,7 @@ def _count(table: DataFrame) -> ItemCounts:
 
     has_boxes = set(BBOXES_COLUMNS) <= set(table.columns)
     counts = table[LABELS_COLUMN].value_counts().to_numpy() if LABELS_COLUMN in table.columns else np.zeros(0, int)
+    counts = counts[counts > 0]  # a categorical column may know labels that no row has
     powers, n_labels = np.unique(np.ceil(np.log2(counts)).astype(int), return_counts=True)
     ranges = [(2**power // 2 + 1, 2**power) for power in powers.tolist()]  # 2 ** 0 // 2 is 0
     return ItemCounts(

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from oml.const import INDEX_KEY, INPUT_TENSORS_KEY
 from oml.datasets.image_cache import pixels_of
-from oml.datasets.image_files import ImageFiles
+from oml.datasets.image_files import ImageFiles, OnUnreadable, readable_batch
 from oml.datasets.table import missing_files
 from oml.transforms.images.torchvision import get_normalisation_torch
 from oml.transforms.images.utils import TTransforms, as_callable, get_im_reader_for_transforms
@@ -48,6 +48,7 @@ class TriDataset(Dataset):
         f_imread, cache_size: see :class:`oml.datasets.base.BaseDataset`.
         index_key: the name of ``idx``.
         seed: of the drawn triplets.
+        on_unreadable: see :class:`oml.datasets.base.BaseDataset`; a triplet goes if one of its images does.
 
     Raises:
         ValueError: for no triplets, such as are not three paths, or a negative ``expand_ratio``; if there is no
@@ -62,9 +63,10 @@ class TriDataset(Dataset):
         transforms: TTransforms | None,
         expand_ratio: float,
         f_imread: TImReader | None = None,
-        cache_size: int = 0,
+        cache_size: int | None = 0,
         index_key: str = INDEX_KEY,
         seed: int = 0,
+        on_unreadable: OnUnreadable = "raise",
     ) -> None:
         if not triplets or any(len(triplet) != 3 for triplet in triplets):
             raise ValueError("TriDataset needs triplets of three paths each, and one triplet or more.")
@@ -85,11 +87,17 @@ class TriDataset(Dataset):
         self._images = ImageFiles("TriDataset", paths, None, f_imread, cache_size)
         self._apply = as_callable(transforms)
         self.index_key = index_key
+        self._on_unreadable: OnUnreadable = on_unreadable
 
     def __len__(self) -> int:
         return len(self._triplets)
 
+    def __getitems__(self, ids: Sequence[int]) -> list[TItem]:
+        """The triplets of one batch, as a ``DataLoader`` asks for them."""
+        return readable_batch(self.__getitem__, ids, self._on_unreadable)
+
     def __getitem__(self, idx: int) -> TItem:
+        idx = range(len(self))[idx]
         images = [self._images.load(i)[0] for i in self._triplets[idx].tolist()]
         return {
             INPUT_TENSORS_KEY: tuple(self._apply(image) for image in images),
