@@ -78,7 +78,7 @@ def load_digits_dataset(
     """
     if not 8 <= image_size <= 1024:
         raise ValueError(f"The digits need an image_size of 8 to 1024 pixels, got {image_size}.")
-    train = sorted(set(train_labels))
+    train = sorted({int(label) for label in train_labels})
     if not train or not set(train) < set(range(10)):
         raise ValueError(f"The digits need train_labels of 0 to 9, one or more and not all, got {list(train_labels)}.")
     images, labels = read_digits()

@@ -1,11 +1,15 @@
 """What forms batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 
 class IBatchSampler(ABC):
-    """Yields lists of data set positions, one list a batch: ``DataLoader(..., batch_sampler=sampler)``."""
+    """Yields lists of data set positions, one list a batch: ``DataLoader(..., batch_sampler=sampler)``.
+
+    Those of this library also have ``set_epoch``, ``state_dict`` and ``load_state_dict``, see
+    :class:`oml.samplers.epochs.Epochs`.
+    """
 
     @property
     @abstractmethod
@@ -19,15 +23,3 @@ class IBatchSampler(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of one epoch; each call gives another epoch."""
-
-    @abstractmethod
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next ``iter()`` be that of epoch ``epoch``."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, int]:
-        """Where the sampler stands: ``load_state_dict`` of this in another process goes on with the next batch."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next ``iter()`` go on from where ``state_dict`` was taken."""

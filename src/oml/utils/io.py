@@ -173,7 +173,7 @@ def download_checkpoint_one_of(url_or_fid_list: Sequence[str] | str, hash_md5: s
         raise ValueError("A checkpoint needs one or more sources to be downloaded from, got none.")
     if not re.fullmatch("[0-9a-fA-F]{1,32}", hash_md5):
         raise ValueError(f"A checkpoint needs an MD5 hash, or its first digits, got {hash_md5!r}.")
-    if not (fname := fname or unquote(urlsplit(sources[0]).path.split("/")[-1])):
+    if not (fname := Path(fname or unquote(urlsplit(sources[0]).path.split("/")[-1])).name):
         raise ValueError(f"The URL {sources[0]!r} ends without a file name: give one as fname.")
     path = CKPT_SAVE_ROOT / fname
     if _has_hash(path, hash_md5):
