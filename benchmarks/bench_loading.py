@@ -11,8 +11,6 @@ environment is made the first time, which takes minutes and GB, see peers.py.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common import circumstances, spread
+from common import Worker, circumstances, spread
 from loading_worker import CONTENDERS
 from peers import python_with
 from photographs import write_random_crops
@@ -31,27 +29,6 @@ REFERENCE, BASE = "Pillow + torchvision", "oml 4.0.0 norm_resize_torch"
 TOLERANCES = {BASE: 0.01} | {
     name: tolerance for name in CONTENDERS for reader, tolerance in READERS.items() if name.startswith(reader)
 }
-
-
-class Worker:
-    """A contender in a process of its own, see loading_worker.py."""
-
-    def __init__(self, contender: str, python: Path) -> None:
-        command = [python, Path(__file__).with_name("loading_worker.py"), contender]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_ALBUMENTATIONS_UPDATE": "1"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def __call__(self, paths: list[Path]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([str(path) for path in paths]) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.communicate()
 
 
 def differences(tensors: dict[str, np.ndarray]) -> dict[str, float]:
@@ -71,13 +48,17 @@ def bench(size: tuple[int, int], n: int, rounds: int, pythons: dict[str, Path], 
     with tempfile.TemporaryDirectory() as folder:
         paths = write_random_crops(Path(folder) / "images", n, size)
         kilobytes = round(sum(path.stat().st_size for path in paths) / n / 1000)
-        workers = {name: Worker(name, python) for name, python in pythons.items()}
+        workers = {
+            name: Worker(Path(__file__).with_name("loading_worker.py"), name, python)
+            for name, python in pythons.items()
+        }
         try:
-            checks = differences({name: np.load(worker(paths)) for name, worker in workers.items()})
+            request = [str(path) for path in paths]
+            checks = differences({name: np.load(worker(request)) for name, worker in workers.items()})
             seconds: dict[str, list[float]] = {name: [] for name in workers}
             for _ in range(rounds):
                 for name, worker in workers.items():
-                    seconds[name].append(worker(paths)[0])
+                    seconds[name].append(worker(request)[0])
         finally:
             for worker in workers.values():
                 worker.close()

@@ -194,6 +194,24 @@ def test_a_state_counts_the_batches_handed_out(name: str) -> None:
     assert sampler.state_dict() == {"seed": 5, "epoch": 9, "batches_done": 0}
 
 
+def test_naming_the_running_epoch_keeps_the_count(name: str) -> None:
+    """A loop that makes its iterator first, and tells the epoch afterwards."""
+    sampler = build(name)
+    batches = iter(sampler)
+    next(batches), next(batches)
+    sampler.set_epoch(0)
+    next(batches)
+    assert sampler.state_dict() == {"seed": 0, "epoch": 0, "batches_done": 3}
+    assert list(sampler) == list(build(name))  # and the next iter() is that epoch, whole
+
+
+def test_seeds_and_epochs_do_not_meet(name: str) -> None:
+    """To seed by [seed, epoch] would make epoch 1 of a small seed epoch 0 of a large one."""
+    small, large = build(name, seed=3), build(name, seed=3 + 2**32)
+    small.set_epoch(1)
+    assert list(small) != list(large)
+
+
 def test_a_caller_may_count_the_batches(name: str) -> None:
     sampler = build(name, seed=5)
     epochs = [list(sampler) for _ in range(3)]

@@ -233,6 +233,8 @@ def test_what_is_no_transform(df: DataFrame, root: Path) -> None:
 def test_tables_that_do_not_do(df: DataFrame, root: Path) -> None:
     with pytest.raises(TableError, match=r"needs the columns \['label'\]"):
         DatasetWithLabels(df.drop(columns="label"))
+    with pytest.raises(TableError, match=r"columns of different names; \['label'\] occur more than once"):
+        DatasetWithLabels(df[[*df.columns, "label"]], dataset_root=root)
     with pytest.raises(TableError, match=r"needs the columns \['is_gallery'\]"):
         DatasetQueryGallery(df.drop(columns="is_gallery"))
     with pytest.raises(TableError, match="at least one row"):

@@ -124,3 +124,14 @@ def test_broken_tables(table: DataFrame, root: Path) -> None:
     [remark] = image_remarks(broken.drop(columns="split"), root)
     assert remark.startswith("4 boxes leave their image: rows 3, 4, 5 (and 1 more)")
     assert image_remarks(table.assign(path=None), root) == []
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_copies_are_those_of_the_right_rows_however_many_are_read_at_once(
+    table: DataFrame, root: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop over parts is not to be told from one over everything."""
+    (root / "5.png").write_bytes((root / "3.png").read_bytes())
+    monkeypatch.setattr(image_check, "_AT_ONCE", at_once)
+    remarks = image_remarks(table, root)
+    assert "1 image files are copies of others: 1 contents go by several paths, such as ['3.png', '5.png']." in remarks

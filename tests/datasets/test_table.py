@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pandas import DataFrame
 
+from oml.datasets.splitting import number_labels
 from oml.datasets.table import (
     TableError,
     check_items,
@@ -73,6 +74,10 @@ def test_the_caller_keeps_the_table(table: DataFrame, root: Path) -> None:
 
 
 BREAKS = {
+    "huge label": (
+        lambda t: t.assign(label=(t.label.astype("uint64") + 2**63)),
+        r"up to 2\*\*63 - 1; larger are rows 0, 1, 2 \(and 5 more\) with \[9223372036854775808,",
+    ),
     "no column": (lambda t: t.drop(columns="split"), r"columns \['split'\] are missing"),
     "split": (lambda t: t.assign(split=["test", *t.split[1:]]), r"split must be .* row 0 with \['test'\]"),
     "query on train": (
@@ -364,3 +369,12 @@ def test_check_items(table: DataFrame, root: Path) -> None:
     with pytest.raises(TableError, match="^Set cannot use its table") as error:
         check_items("Set", broken, str(root))
     assert len(str(error.value).splitlines()) == 5  # path, half a box, order, label
+
+
+def test_labels_too_large_for_int64_do_not_become_negative(table: DataFrame, root: Path, tmp_path: Path) -> None:
+    table["label"] = table.label.astype("uint64") + 2**63
+    table.to_parquet(tmp_path / "df.parquet")
+    with pytest.raises(TableError, match="larger are rows 0, 1, 2"):
+        check_retrieval_dataframe_format(tmp_path / "df.parquet", root)
+    with pytest.raises(ValueError, match=r"up to 2\*\*63 - 1, or texts; larger are rows 0, 1, 2"):
+        number_labels(table)

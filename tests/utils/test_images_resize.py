@@ -128,3 +128,18 @@ def test_what_is_no_image_is_refused() -> None:
             get_image_hw(image)
     with pytest.raises(ValueError, match="sides of 1 pixel or more"):
         get_karesize_param((0, 3), (4, 4))
+
+
+@pytest.mark.parametrize("value", [2**24 + 1, 2**31 - 1, -(2**31)])
+def test_wide_whole_numbers_stay_what_they_are(value: int) -> None:
+    """Maps of ids: as float32, or clamped to what float32 makes of the range, they would become others."""
+    array = np.full((3, 4), value, dtype=np.int32)
+    assert (resize_ndarray(array, (7, 9)) == value).all()
+    for dtype in (torch.int32, torch.int64):
+        assert (resize_tensor(torch.full((3, 4), value, dtype=dtype), (7, 9)) == value).all()
+
+
+def test_whole_numbers_beyond_float64_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"whole numbers up to 2\*\*53, got 0 to 9007199254740993"):
+        resize_tensor(torch.tensor([[0, 2**53 + 1]]), (2, 2))
+    assert (resize_tensor(torch.full((2, 2), 2**53), (3, 3)) == 2**53).all()

@@ -92,7 +92,7 @@ def apply(rules: Sequence[tuple[Rule, Sequence[str]]], table: DataFrame) -> list
     return [text for rule, needed in rules if table.columns.isin(needed).sum() == len(needed) for text in rule(table)]
 
 
-def means(cells: Series, role: bool) -> Mask:
+def is_role(cells: Series, role: bool) -> Mask:
     """Where a cell is ``role``, or the text of it: a CSV file with one other text in a column gives texts for all."""
     return cells.astype(object).isin([role, *_ROLE_TEXTS[role]]).to_numpy()
 
@@ -121,7 +121,7 @@ def _bad_roles(column: str, table: DataFrame) -> Iterator[str]:
     if not bad.any():
         return
     hint = ""
-    as_text = bad & (means(role, True) | means(role, False))
+    as_text = bad & (is_role(role, True) | is_role(role, False))
     if as_text.any() and (bad & ~as_text & role.notna().to_numpy()).any():
         bad &= ~as_text
         hint = f" Beside such cells, true and false were read as text in {as_text.sum():,} rows."
@@ -132,7 +132,7 @@ def _bad_roles(column: str, table: DataFrame) -> Iterator[str]:
 
 def _rows_without_role(table: DataFrame) -> Iterator[str]:
     roles = [table[column] for column in (IS_QUERY_COLUMN, IS_GALLERY_COLUMN)]
-    bad = _splits(table)[1] & means(roles[0], False) & means(roles[1], False)
+    bad = _splits(table)[1] & is_role(roles[0], False) & is_role(roles[1], False)
     if bad.any():
         yield f"a validation row must be a query or a gallery or both; it is neither in {rows_where(bad)}."
 
@@ -140,9 +140,9 @@ def _rows_without_role(table: DataFrame) -> Iterator[str]:
 def _queries_with_nothing_to_find(table: DataFrame) -> Iterator[str]:
     is_train, is_validation = _splits(table)
     labels = pd.factorize(table[LABELS_COLUMN])[0]
-    is_query = is_validation & means(table[IS_QUERY_COLUMN], True) & (labels >= 0)
+    is_query = is_validation & is_role(table[IS_QUERY_COLUMN], True) & (labels >= 0)
     # what breaks another rule may be a gallery once that is repaired
-    is_gallery = ~is_train & ~means(table[IS_GALLERY_COLUMN], False) & (labels >= 0)
+    is_gallery = ~is_train & ~is_role(table[IS_GALLERY_COLUMN], False) & (labels >= 0)
     found = _count_by(labels, is_gallery)
     itself = is_gallery.astype(np.int64)
     other = "another row than its own"
@@ -174,6 +174,8 @@ def bad_labels(table: DataFrame) -> Iterator[str]:
     if is_numeric_dtype(label) and not is_bool_dtype(label):
         if (bad := ~_is_whole(label.to_numpy(dtype=float, na_value=np.nan)) & ~empty.to_numpy()).any():
             yield f"{must}; it is not whole in {rows_where(bad, label)}."
+        elif (bad := label > np.iinfo(np.int64).max).any():
+            yield f"{must}, so of numbers up to 2**63 - 1; larger are {rows_where(bad, label)}."
         elif not empty.any():
             yield f'{must}; it is of type {label.dtype}. Convert it: df["label"] = df["label"].astype("int64").'
         return

@@ -39,8 +39,9 @@ from oml.const import (
     Y2_COLUMN,
     Y2_KEY,
 )
+from oml.datasets._table_rules import rows_where
 from oml.datasets.image_files import ImageFiles, OnUnreadable, readable_batch
-from oml.datasets.table import TableError, check_items, check_retrieval_dataframe_format, read_table, rows_where
+from oml.datasets.table import TableError, check_items, check_retrieval_dataframe_format, read_table
 from oml.interfaces.datasets import IDatasetQueryGallery, IDatasetWithLabels
 from oml.transforms.images.torchvision import get_normalisation_torch
 from oml.transforms.images.utils import TTransforms, as_callable, get_im_reader_for_transforms
@@ -316,6 +317,8 @@ def get_retrieval_datasets(
 
 
 def _require_columns(owner: str, df: DataFrame, columns: Sequence[str]) -> None:
+    if twice := df.columns[df.columns.duplicated()].tolist():
+        raise TableError(f"{owner} needs columns of different names; {twice} occur more than once.")
     if missing := [column for column in columns if column not in df.columns]:
         raise TableError(f"{owner} needs the columns {missing}; the table has {list(df.columns)}.")
     if df.empty:

@@ -123,7 +123,12 @@ def number_labels(table: DataFrame) -> DataFrame:
     label = table[LABELS_COLUMN]
     if (empty := label.isna()).any():
         raise ValueError(f"Every row needs a label; it is empty in {rows_where(empty)}. Fill it in or drop the rows.")
-    if is_integer_dtype(label) or (is_numeric_dtype(label) and (label % 1 == 0).all()):
+    is_whole = is_integer_dtype(label) or (is_numeric_dtype(label) and (label % 1 == 0).all())
+    if is_whole and (label > np.iinfo(np.int64).max).any():
+        raise ValueError(
+            f"Labels are whole numbers up to 2**63 - 1, or texts; larger are {rows_where(label > 2**63 - 1, label)}."
+        )
+    if is_whole:
         return table.assign(**{LABELS_COLUMN: label.astype(np.int64)})
     if LABEL_NAMES_COLUMN in table.columns:
         raise ValueError(

@@ -11,19 +11,7 @@ from pandas import DataFrame
 from pandas.api.types import is_integer_dtype
 
 from oml.const import CATEGORIES_COLUMN, LABELS_COLUMN, PATHS_COLUMN, SEQUENCE_COLUMN, SPLIT_COLUMN
-from oml.datasets._missing import missing_files
-from oml.datasets._table_rules import REMARKS, VIOLATIONS, apply, bad_boxes, bad_labels, bad_paths, rows_where, usable
-
-__all__ = [
-    "Findings",
-    "TableError",
-    "check_items",
-    "check_retrieval_dataframe_format",
-    "inspect_table",
-    "missing_files",
-    "read_table",
-    "rows_where",
-]
+from oml.datasets._table_rules import REMARKS, VIOLATIONS, apply, bad_boxes, bad_labels, bad_paths, usable
 
 #: in columns of texts, NA and null may be names
 _TEXT_COLUMNS = (LABELS_COLUMN, PATHS_COLUMN, SPLIT_COLUMN, CATEGORIES_COLUMN, SEQUENCE_COLUMN, "label_name")
@@ -88,7 +76,8 @@ def read_table(source: DataFrame | Path | str, sep: str = ",", label_texts: bool
     except Exception as error:  # decompressors and parsers have many kinds
         raise TableError(f"The table {str(path)!r} cannot be read: {' '.join(str(error).split())}.") from error
     label = table.get(LABELS_COLUMN)
-    if label is not None and is_integer_dtype(label) and not label.isna().any():
+    largest = np.iinfo(np.int64).max  # beyond which a cast gives negative numbers
+    if label is not None and is_integer_dtype(label) and not label.isna().any() and not (label > largest).any():
         table[LABELS_COLUMN] = label.astype(np.int64)
     return table
 

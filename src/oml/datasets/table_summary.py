@@ -16,7 +16,7 @@ from oml.const import (
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
 )
-from oml.datasets._table_rules import means, usable
+from oml.datasets._table_rules import is_role, usable
 
 
 class ItemCounts(NamedTuple):
@@ -62,7 +62,7 @@ def _count(table: DataFrame) -> ItemCounts:
         return table[column].nunique() if column in table.columns else None
 
     def true(column: str) -> int | None:
-        return int(means(table[column], True).sum()) if column in table.columns else None
+        return int(is_role(table[column], True).sum()) if column in table.columns else None
 
     has_boxes = set(BBOXES_COLUMNS) <= set(table.columns)
     counts = table[LABELS_COLUMN].value_counts().to_numpy() if LABELS_COLUMN in table.columns else np.zeros(0, int)

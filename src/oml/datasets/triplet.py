@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oml.const import INDEX_KEY, INPUT_TENSORS_KEY
+from oml.datasets._missing import missing_files
 from oml.datasets.image_cache import pixels_of
 from oml.datasets.image_files import ImageFiles, OnUnreadable, readable_batch
-from oml.datasets.table import missing_files
 from oml.transforms.images.torchvision import get_normalisation_torch
 from oml.transforms.images.utils import TTransforms, as_callable, get_im_reader_for_transforms
 from oml.utils.images.images import TImReader

@@ -1,16 +1,15 @@
 """Batches of several labels with several instances each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
-from oml.interfaces.samplers import IBatchSampler
 from oml.samplers.arguments import TLabels, blocks, whole_number
-from oml.samplers.epochs import Epochs, Seed
+from oml.samplers.epochs import Epochs, EpochSampler, Seed
 from oml.samplers.instances import group_by_label
 
 
-class BalanceSampler(IBatchSampler):
+class BalanceSampler(EpochSampler):
     """Batches of ``n_labels`` labels with ``n_instances`` items each ("PK sampling", Hermans et al. 2017).
 
     An epoch walks through the labels in random order, each label at most once: ``n_unique // n_labels`` batches;
@@ -51,21 +50,6 @@ class BalanceSampler(IBatchSampler):
 
     def __len__(self) -> int:
         return len(self._items.keys) // self.n_labels
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._epochs.start(self._batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next ``iter()`` be that of epoch ``epoch``."""
-        self._epochs.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        """The seed, the epoch and how many of its batches were handed out."""
-        return self._epochs.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next ``iter()`` go on from there."""
-        self._epochs.load_state_dict(state)
 
     def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
         labels = rng.permutation(len(self._items.keys))[: len(self) * self.n_labels].reshape(-1, self.n_labels)

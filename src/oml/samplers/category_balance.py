@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from oml.interfaces.samplers import IBatchSampler
 from oml.samplers.arguments import TLabels, blocks, whole_number
 from oml.samplers.categories import draw_categories, group_by_category
-from oml.samplers.epochs import Epochs, Seed
+from oml.samplers.epochs import Epochs, EpochSampler, Seed
 from oml.samplers.instances import group_by_label
 
 
-class CategoryBalanceSampler(IBatchSampler):
+class CategoryBalanceSampler(EpochSampler):
     """Batches of ``n_categories`` categories with ``n_labels`` labels each and ``n_instances`` items of each label.
 
     Negatives of the same category are the hard ones: a batch of few categories has more of them. Every batch is drawn
@@ -80,21 +79,6 @@ class CategoryBalanceSampler(IBatchSampler):
 
     def __len__(self) -> int:
         return -(-len(self._items.keys) // self.n_labels)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._epochs.start(self._batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next ``iter()`` be that of epoch ``epoch``."""
-        self._epochs.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        """The seed, the epoch and how many of its batches were handed out."""
-        return self._epochs.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next ``iter()`` go on from there."""
-        self._epochs.load_state_dict(state)
 
     def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
         for block in blocks(len(self), self.batch_size):

@@ -6,14 +6,13 @@ import numpy as np
 from jaxtyping import Int, Int64
 from numpy import ndarray
 
-from oml.interfaces.samplers import IBatchSampler
 from oml.samplers.arguments import TLabels, blocks, whole_number
 from oml.samplers.categories import group_by_category
-from oml.samplers.epochs import Epochs, Seed
+from oml.samplers.epochs import Epochs, EpochSampler, Seed
 from oml.samplers.instances import group_by_label
 
 
-class DistinctCategoryBalanceSampler(IBatchSampler):
+class DistinctCategoryBalanceSampler(EpochSampler):
     """Batches as those of ``CategoryBalanceSampler``, of labels that this epoch has not used yet as far as possible.
 
     A batch has ``n_categories`` categories, drawn uniformly from those with unused labels, and ``n_labels`` unused
@@ -76,21 +75,6 @@ class DistinctCategoryBalanceSampler(IBatchSampler):
 
     def __len__(self) -> int:
         return self._n_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._epochs.start(self._batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next ``iter()`` be that of epoch ``epoch``."""
-        self._epochs.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        """The seed, the epoch and how many of its batches were handed out."""
-        return self._epochs.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next ``iter()`` go on from there."""
-        self._epochs.load_state_dict(state)
 
     def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
         sizes = self._labels.sizes

@@ -1,5 +1,6 @@
 """Which epoch comes next, and how many batches of the present one are done."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -7,6 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from oml.interfaces.samplers import IBatchSampler
 from oml.samplers.arguments import whole_number
 
 Seed = int | np.random.Generator | torch.Generator
@@ -60,7 +62,9 @@ class Epochs:
         epoch = whole_number(self._owner, "epoch", epoch, 0)
         if epoch != self._next.epoch:
             self._next = _Position(epoch, 0)
-        self._now = self._next
+        # a loop may say which epoch it is in after its loader has asked for batches: they go on being counted
+        if not (self._now.epoch == epoch and 0 < self._now.done < self._length):
+            self._now = self._next
 
     def state_dict(self) -> dict[str, int]:
         """The seed, the epoch, and how many of its batches were handed out."""
@@ -74,6 +78,31 @@ class Epochs:
         self._seed, epoch, done = (whole_number(self._owner, key, state[key], 0) for key in _KEYS)
         more, done = divmod(done, self._length)
         self._now = self._next = _Position(epoch + more, done)
+
+
+class EpochSampler(IBatchSampler):
+    """A sampler whose state is ``_epochs``, and whose batches are those that ``_batches`` makes."""
+
+    _epochs: Epochs
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._epochs.start(self._batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next ``iter()`` be that of epoch ``epoch``."""
+        self._epochs.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """The seed, the epoch and how many of its batches were handed out."""
+        return self._epochs.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Let the next ``iter()`` go on from there."""
+        self._epochs.load_state_dict(state)
+
+    @abstractmethod
+    def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        """All batches of an epoch, made as they are asked for."""
 
 
 def _drawn(owner: str, seed: Seed) -> int:

@@ -20,6 +20,9 @@ ImageType = TypeVar("ImageType", ndarray, Tensor)
 BboxesType = TypeVar("BboxesType", ndarray, Tensor)
 
 
+_LARGEST_WHOLE = 2**53  # up to which float64 holds every whole number
+
+
 class KaResizeParam(NamedTuple):
     """How an image comes to lie in another: its scale, its size there, and the padding above and left of it."""
 
@@ -120,6 +123,9 @@ def resize_tensor(t: Shaped[Tensor, "..."], hw: SizeHW) -> Shaped[Tensor, "..."]
     """Resized to ``(height, width)``; the values stay between the smallest and the largest of the input.
 
     Bicubic, corner pixels on corner pixels. The type stays; of bool, what reaches half is true.
+
+    Raises:
+        ValueError: for whole numbers beyond 2**53, which the arithmetic would change.
     """
     get_image_hw(t)
     values = _bicubic(t[(None,) * (4 - t.ndim)], hw, align_corners=True).reshape(*t.shape[:-2], *hw)
@@ -132,6 +138,9 @@ def resize_ndarray(a: Shaped[ndarray, "..."], hw: SizeHW) -> Shaped[ndarray, "..
 
     Bicubic, edges on edges. The type stays; whole numbers are rounded and stay in its range; of bool, what reaches
     half is true.
+
+    Raises:
+        ValueError: for whole numbers beyond 2**53, which the arithmetic would change.
     """
     get_image_hw(a)
     t = torch.from_numpy(np.ascontiguousarray(a))
@@ -141,7 +150,10 @@ def resize_ndarray(a: Shaped[ndarray, "..."], hw: SizeHW) -> Shaped[ndarray, "..
 
 
 def _bicubic(t: Shaped[Tensor, "batch channel height width"], hw: SizeHW, align_corners: bool) -> Tensor:
-    values = t if t.dtype in (torch.float32, torch.float64) else t.float()
+    is_wide = not t.dtype.is_floating_point and t.element_size() >= 4  # float32 counts to 2**24
+    if is_wide and t.numel() and max(abs(int(t.amin())), abs(int(t.amax()))) > _LARGEST_WHOLE:
+        raise ValueError(f"Resizing needs whole numbers up to 2**53, got {int(t.amin())} to {int(t.amax())}.")
+    values = t if t.dtype in (torch.float32, torch.float64) else t.double() if is_wide else t.float()
     return F.interpolate(values, hw, mode="bicubic", align_corners=align_corners)
 
 
@@ -150,7 +162,8 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
         return values >= 0.5
     if not dtype.is_floating_point:
         info = torch.iinfo(dtype)
-        values = values.round().clamp(info.min, info.max)
+        low, high = max(info.min, -_LARGEST_WHOLE), min(info.max, _LARGEST_WHOLE)
+        values = values.round().clamp(low, high)
     return values.to(dtype)
 
 
