@@ -21,7 +21,7 @@ LAYERS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 #: modules of old paths, which may point anywhere: they hold nothing but a re-export
-REEXPORTS = {"utils.dataframe_format", "utils.download_mock_dataset", "utils.misc_torch"}
+REEXPORTS = {"utils.dataframe_format", "utils.download_mock_dataset"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -69,6 +69,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
             "typing",
             "math",
             "contextlib",
+            "functools",
             "itertools",
             "warnings",
         }

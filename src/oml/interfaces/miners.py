@@ -1,60 +1,105 @@
-"""What picks triplets inside a batch."""
+"""What picks triplets: inside a batch, or among a batch and embeddings of earlier ones."""
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from oml.functional.labels import checked_labels
 from oml.functional.triplets import Triplets, lone_labels
 
 TTriplets = tuple[Tensor, Tensor, Tensor]
-TLabels = Tensor | list[int]
+TTripletsIds = tuple[list[int], list[int], list[int]]
+TLabels = Tensor | Sequence[int]
+
+
+def labels2list(labels: TLabels) -> list[int]:
+    """The labels as a list of their own, for callers of earlier versions: nothing in OML needs lists of labels.
+
+    Raises:
+        TypeError: The labels are neither a tensor nor a sequence.
+
+    Example:
+        >>> import torch
+        >>> labels2list(torch.tensor([[1], [2]]))
+        [1, 2]
+    """
+    if isinstance(labels, Tensor):
+        return labels.flatten().tolist()
+    if not isinstance(labels, Sequence):
+        raise TypeError(f"labels2list needs a tensor or a list, got {type(labels).__name__}.")
+    return list(labels)
+
+
+class MinedTriplets(NamedTuple):
+    """Triplets as positions among candidates, which are the embeddings of the batch and perhaps others after them."""
+
+    candidates: Float[Tensor, "candidate dim"]
+    triplets: Triplets
+    #: which triplets are of the batch alone; for miners that tell those apart, else ``None``
+    is_original: Bool[Tensor, " triplet"] | None = None
 
 
 class ITripletsMiner(ABC):
     """Turns labelled embeddings into triplets of embeddings."""
 
     @abstractmethod
-    def sample(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> TTriplets:
-        """Anchors, positives and negatives, each of shape ``(triplet, dim)``; gradients flow to ``features``."""
+    def sample(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> tuple[Tensor, ...]:
+        """Anchors, positives and negatives, each of shape ``(triplet, dim)``; gradients flow to ``features``.
+
+        A miner may add further tensors with an entry per triplet.
+        """
+
+    def takes_all(self, n: int) -> bool:  # noqa: ARG002 (what others look at)
+        """``True`` if of any batch of ``n`` items the miner picks each triplet once.
+
+        A loss may then sum over the triplets without a list of them.
+        """
+        return False
 
 
-class ITripletsMinerInBatch(ITripletsMiner):
+class ITripletsMinerByIds(ITripletsMiner):
+    """A miner whose triplets consist of embeddings as they are, so that positions say it all."""
+
+    @abstractmethod
+    def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
+        """The triplets as positions; gradients flow to ``features`` through the candidates."""
+
+    def sample(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> tuple[Tensor, ...]:
+        """The mined triplets' embeddings. A batch without a triplet gives three tensors of shape ``(0, dim)``."""
+        candidates, ids, is_original = self.pick(features, labels)
+        # not candidates[ids]: on several threads its backward pass adds in an order that differs from run to run
+        triplets = tuple(candidates.index_select(0, role) for role in ids)
+        return triplets if is_original is None else (*triplets, is_original)
+
+
+class ITripletsMinerInBatch(ITripletsMinerByIds):
     """A miner that looks at nothing but the batch. To write one, implement :meth:`mine`."""
 
-    def __init__(self) -> None:
-        self._told_of_lone_labels = False
+    _told_of_lone_labels = False
 
     @abstractmethod
     def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
-        """Positions of the triplets in the batch, on the device of ``features``."""
+        """Positions of the triplets in the batch, on the device of ``features``, which have no graph."""
 
-    def sample(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> TTriplets:
-        """The mined triplets' embeddings. A batch without a triplet gives three tensors of shape ``(0, dim)``.
+    def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
+        """The triplets as positions in the batch.
 
         Labels with one instance in the batch are named in a warning, once; they serve as negatives.
 
         Raises:
             ValueError: if there is not one integer label per embedding.
         """
-        ids = self.mine(features.detach(), self._checked_labels(features, labels))
-        # not features[ids]: on several threads its backward pass adds in an order that differs from run to run
-        return (
-            features.index_select(0, ids.anchor),
-            features.index_select(0, ids.positive),
-            features.index_select(0, ids.negative),
-        )
+        labels = self.checked(features, labels)
+        return MinedTriplets(features, self.mine(features.detach(), labels))
 
-    def _checked_labels(self, features: Tensor, labels: TLabels) -> Tensor:
-        labels = torch.as_tensor(labels, device=features.device)
-        if labels.shape != features.shape[:1] or labels.is_floating_point():
-            raise ValueError(
-                f"{type(self).__name__} needs one integer label per embedding, got embeddings of shape "
-                f"{tuple(features.shape)} and labels of shape {tuple(labels.shape)} and type {labels.dtype}."
-            )
-        if not self._told_of_lone_labels and len(lone := lone_labels(labels)):
+    def checked(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Int[Tensor, " batch"]:
+        """The labels as a tensor, after the checks of :meth:`pick`."""
+        labels = checked_labels(type(self).__name__, features, labels)
+        if not self._told_of_lone_labels and not labels.is_meta and len(lone := lone_labels(labels)):
             self._told_of_lone_labels = True
             warnings.warn(
                 f"{type(self).__name__} met {len(lone)} labels with a single instance in the batch, such as "

@@ -22,7 +22,6 @@ class AllTripletsMiner(ITripletsMinerInBatch):
     """
 
     def __init__(self, max_output_triplets: int = sys.maxsize, seed: int = 0) -> None:
-        super().__init__()
         if max_output_triplets < 1:
             raise ValueError(f"AllTripletsMiner needs max_output_triplets of 1 or more, got {max_output_triplets}.")
         self.max_output_triplets = max_output_triplets

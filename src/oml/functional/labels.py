@@ -1,0 +1,41 @@
+"""The labels of a batch, checked."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def checked_labels(
+    owner: str, embeddings: Float[Tensor, "batch dim"], labels: Tensor | Sequence[int], n_labels: int | None = None
+) -> Int[Tensor, " batch"]:
+    """``labels`` as an integer tensor on the device of ``embeddings``.
+
+    Args:
+        owner: who asks, for the message.
+        embeddings: what is labelled.
+        labels: a list or a tensor, one integer per embedding.
+        n_labels: labels must be 0 to ``n_labels - 1`` if this is given.
+
+    Raises:
+        ValueError: There is not one integer label per embedding, or labels are out of range.
+
+    Example:
+        >>> checked_labels("TripletLoss", torch.zeros(2, 8), [3, 3])
+        tensor([3, 3])
+    """
+    labels = torch.as_tensor(labels, device=embeddings.device)
+    if labels.shape != embeddings.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"{owner} needs one integer label per embedding, got embeddings of shape "
+            f"{tuple(embeddings.shape)} and labels of shape {tuple(labels.shape)} and type {labels.dtype}."
+        )
+    if n_labels is not None and not labels.is_meta:
+        wrong = labels[(labels < 0) | (labels >= n_labels)]
+        if len(wrong):
+            raise ValueError(
+                f"{owner} needs labels of 0 to {n_labels - 1}, as it was built for {n_labels} labels; "
+                f"got {len(wrong)} others of {len(labels)}, such as {wrong[:3].tolist()}."
+            )
+    return labels
