@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from oml.functional import distances
-from oml.functional.distances import elementwise_dist, normalise, pairwise_dist
+from oml.functional.distances import elementwise_dist, euclidean_pairs, indexed_dist, normalise, pairwise_dist
 from oml.utils import misc_torch
 
 
@@ -58,14 +58,66 @@ def test_a_far_mean_costs_no_digits() -> None:
     torch.testing.assert_close(pairwise_dist(x, x), expected, rtol=1e-13, atol=0)
 
 
-def test_a_collapsed_batch_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gap", [1e-6, 1e-2])
+@pytest.mark.parametrize("numbers", [10, 2**20])
+def test_near_duplicates_in_any_number(monkeypatch: pytest.MonkeyPatch, gap: float, numbers: int) -> None:
+    """Two labels collapsed, or a few pairs among others: by products in float64, and in float32."""
+    monkeypatch.setattr(distances, "_NUMBERS", numbers)
     generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[1.0, 2.0, 3.0], [-3.0, 1.0, 0.0]])
-    x = centres.repeat_interleave(20, 0) + 1e-6 * torch.randn(40, 3, generator=generator)
-    expected = pairwise_dist(x, x)
+    few, many = torch.randn(40, 8, generator=generator), torch.randn(2, 8, generator=generator).repeat_interleave(20, 0)
+    few[20:] = few[:20]
+    for centres, dtype in ((few, torch.float32), (many, torch.float64)):
+        x = (centres + gap * torch.randn(40, 8, generator=generator)).requires_grad_()
+        weights = torch.rand(40, 40, generator=generator)
+        assert euclidean_pairs(x.detach()).centred1.dtype == dtype
+        y = x.detach().double().requires_grad_()
+        expected = elementwise_dist(y.repeat_interleave(40, 0), y.repeat(40, 1)).reshape(40, 40)
+        for columns in (x, x.detach().clone()):
+            ours = pairwise_dist(x, columns)
+            torch.testing.assert_close(ours, expected.float(), rtol=3e-6, atol=0)
+        gradients = [
+            torch.autograd.grad((d * weights).sum(), z)[0].float() for d, z in ((pairwise_dist(x, x), x), (expected, y))
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_in_lower_precision_are_not_used(precision: str) -> None:
+    """As Lightning advises for GPUs; on CPUs, "medium" permits bfloat16."""
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert euclidean_pairs(x).distances.dtype == torch.float32
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert euclidean_pairs(x).distances.dtype == torch.float64
+        assert pairwise_dist(x, x).dtype == torch.float32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 5), n_pairs=st.integers(0, 12), grid=st.booleans(), seed=st.integers(0, 999))
+def test_distances_by_ids(n: int, n_pairs: int, grid: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    x = x.round() if grid else x
+    ids = torch.randint(max(1, n), (2, n_pairs if n else 0), generator=generator)
+    weights = torch.rand(ids.shape[1], generator=generator, dtype=torch.float64)
+    results = []
+    for compute in (lambda y: indexed_dist(y, *ids), lambda y: elementwise_dist(y[ids[0]], y[ids[1]])):
+        y = x.clone().requires_grad_()
+        found = compute(y)
+        results.append((found, torch.autograd.grad((found * weights).sum(), y)[0]))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_distances_by_ids_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "_NUMBERS", 10)
-    assert torch.equal(pairwise_dist(x, x), expected)
-    torch.testing.assert_close(expected, (x[:, None].double() - x.double()).norm(dim=2).float(), rtol=1e-6, atol=0)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 0], [1, 2, 3, 4, 5, 0, 1, 5]])
+    torch.testing.assert_close(indexed_dist(x, *ids), elementwise_dist(x[ids[0]], x[ids[1]]))
+    assert gradcheck(lambda y: indexed_dist(y, *ids), x)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])

@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oml.functional.losses import get_reduced
-from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner
+from oml.functional.triplets import Triplets
+from oml.interfaces.miners import ITripletsMiner, ITripletsMinerByIds, MinedTriplets, TLabels
+from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner, get_tri_ids_in_plain
 from oml.miners.inbatch_all_tri import AllTripletsMiner
 from oml.miners.inbatch_hard_tri import HardTripletsMiner
 
@@ -128,3 +131,100 @@ def test_margin_must_be_positive(margin: float) -> None:
 def test_unknown_reduction() -> None:
     with pytest.raises(ValueError, match="mean, sum, none, got 'median'"):
         get_reduced(torch.ones(2), reduction="median")
+
+
+class Chosen(ITripletsMinerByIds):
+    """Fixed triplets, among the batch and two more embeddings."""
+
+    def __init__(self, triplets: list[list[int]], is_original: list[bool] | None = None) -> None:
+        self.triplets = triplets
+        self.is_original = is_original
+        self.last_logs = {"of_miner": torch.tensor(5.0)}
+
+    def pick(self, features: Tensor, labels: TLabels) -> MinedTriplets:
+        others = torch.tensor([[0.0, 0.0], [8.0, 0.0]])
+        flags = None if self.is_original is None else torch.tensor(self.is_original)
+        return MinedTriplets(torch.cat([features, others]), Triplets(*torch.tensor(self.triplets).T), flags)
+
+
+class Gathering(ITripletsMiner):
+    """The same as another miner, which does not tell the positions."""
+
+    def __init__(self, miner: ITripletsMiner) -> None:
+        self.miner = miner
+
+    def sample(self, features: Tensor, labels: TLabels) -> tuple[Tensor, ...]:
+        return self.miner.sample(features, labels)
+
+
+@pytest.mark.parametrize("margin", [None, 0.3])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("miner", [AllTripletsMiner(), HardTripletsMiner()])
+def test_positions_give_what_gathered_embeddings_give(
+    miner: ITripletsMiner, reduction: str, margin: float | None
+) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    points = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
+    results = []
+    for m in (miner, Gathering(miner)):
+        x = points.clone().requires_grad_()
+        criterion = TripletLossWithMiner(margin, m, reduction, need_logs=True)
+        loss = criterion(x, labels)
+        weights = torch.arange(1.0, 1 + loss.numel()).reshape(loss.shape)
+        results.append((loss.detach(), torch.autograd.grad((loss * weights).sum(), x)[0], criterion.last_logs))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][2]["active_tri"] > 0
+    assert margin is None or results[0][2]["active_tri"] < 1
+
+
+def test_logs_tell_original_triplets_from_others() -> None:
+    x = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    triplets = [[0, 1, 2], [0, 2, 3], [1, 0, 2]]  # distances 5 and 5; 5 and 41 ** 0.5; 5 and 10
+    criterion = TripletLossWithMiner(1.0, Chosen(triplets, [False, True, True]), need_logs=True)
+    loss = criterion(x, [0, 0])
+    torch.testing.assert_close(loss, torch.tensor(1 / 3))
+    logs = {name: round(value.item(), 4) for name, value in criterion.last_logs.items()}
+    assert logs == {
+        "n_triplets": 3,
+        "active_tri": round(1 / 3, 4),
+        "pos_dist": 5,
+        "neg_dist": round((5 + 41**0.5 + 10) / 3, 4),
+        "orig_active_tri": 0,
+        "pos_dist_orig": 5,
+        "neg_dist_orig": round((41**0.5 + 10) / 2, 4),
+        "bank_active_tri": 1,
+        "pos_dist_bank": 5,
+        "neg_dist_bank": 5,
+        "of_miner": 5,
+    }
+    criterion.miner = Chosen(triplets, [True] * 3)
+    criterion(x, [0, 0])
+    assert "orig_active_tri" in criterion.last_logs
+    assert "bank_active_tri" not in criterion.last_logs  # a mean over nothing
+
+
+@pytest.mark.parametrize("miner", [AllTripletsMiner(), HardTripletsMiner()])
+def test_strict_wants_a_triplet(miner: ITripletsMiner) -> None:
+    criterion = TripletLossWithMiner(0.2, miner, strict=True)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    criterion(x, [0, 0, 1, 1])
+    with pytest.raises(ValueError, match=rf"{type(miner).__name__} found no triplet in a batch of 4 .* \[7, 7, 7, 7\]"):
+        criterion(x, [7, 7, 7, 7])
+
+
+@pytest.mark.parametrize("miner", [AllTripletsMiner(), AllTripletsMiner(100), HardTripletsMiner()])
+def test_gradients_repeat_bit_for_bit(miner: ITripletsMiner) -> None:
+    labels = torch.arange(16).repeat_interleave(4)
+    x = torch.randn(64, 1280, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(TripletLossWithMiner(None, deepcopy(miner))(x, labels), x)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(10))
+
+
+def test_plain_ids() -> None:
+    assert get_tri_ids_in_plain(6) == ([0, 3], [1, 4], [2, 5])
+    with pytest.raises(ValueError, match="3 items per triplet, got 7"):
+        get_tri_ids_in_plain(7)

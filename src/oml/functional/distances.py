@@ -1,14 +1,16 @@
 """Distances between embeddings, for training: differentiable, with finite gradients everywhere."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_NEAR = 1e-6  # squared distance relative to squared norms below which a product of float64 vectors is not trusted
-_NUMBERS = 2**22  # of the vectors that are subtracted at a time: 32 MiB of float64
+#: squared distance relative to squared norms below which a product of vectors of this type is not trusted
+_NEAR = {torch.float32: 0.1, torch.float64: 1e-6}
+_NUMBERS = 2**20  # of the vectors that are subtracted at a time: 4 MiB of float32
 
 
 def elementwise_dist(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "row dim"], p: int = 2) -> Float[Tensor, " row"]:
@@ -31,15 +33,33 @@ def elementwise_dist(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "row dim"],
     return torch.linalg.vector_norm(x1 - x2, ord=p, dim=1)
 
 
+def indexed_dist(
+    x: Float[Tensor, "row dim"], ids1: Int[Tensor, " pair"], ids2: Int[Tensor, " pair"]
+) -> Float[Tensor, " pair"]:
+    """The L2 distance of ``x[ids1[i]]`` and ``x[ids2[i]]``, without a copy of the rows for each pair.
+
+    So a million pairs of a batch need the memory of a million numbers, and pairs that repeat are computed once,
+    in the backward pass as well. Where a distance is zero, so is its gradient.
+
+    Example:
+        >>> indexed_dist(torch.tensor([[0.0], [3.0], [7.0]]), torch.tensor([0, 0]), torch.tensor([1, 2]))
+        tensor([3., 7.])
+    """
+    pairs, place = torch.unique(ids1 * len(x) + ids2, return_inverse=True)
+    distances = _IndexedEuclidean.apply(x, pairs // max(1, len(x)), pairs % max(1, len(x)))
+    assert isinstance(distances, Tensor)
+    return distances.index_select(0, place)
+
+
 def pairwise_dist(
     x1: Float[Tensor, "row dim"], x2: Float[Tensor, "column dim"], p: int = 2
 ) -> Float[Tensor, "row column"]:
     """The p-norm of ``x1[i] - x2[j]`` for each pair, unsquared; where it is zero, its gradient is zero.
 
-    Euclidean distances come from a matrix product in float64, around the mean of the vectors; pairs so close that
-    it would lose digits are subtracted. So they are as accurate as subtracting all of them, near-duplicates included
-    (the same vector is at distance exactly 0), and over ten times faster on a CPU. The gradient is two products, in
-    float64 as well.
+    Euclidean distances come from a matrix product, around the mean of the vectors; pairs so close that it would lose
+    digits are subtracted, and if most are, the product is taken in float64. So they are as accurate as subtracting all
+    of them, near-duplicates included (the same vector is at distance exactly 0), and far faster. The gradient is one
+    product more, or two if ``x1`` and ``x2`` are not the same tensor.
 
     Args:
         x1: Vectors.
@@ -61,7 +81,7 @@ def pairwise_dist(
         )
     if p != 2:
         return torch.cdist(x1, x2, p=p)
-    distances = _PairwiseEuclidean.apply(x1, x2)
+    distances = _PairwiseEuclidean.apply(x1, None if x2 is x1 else x2)
     assert isinstance(distances, Tensor)
     return distances
 
@@ -93,29 +113,140 @@ def normalise(x: Float[Tensor, "row dim"], p: int = 2) -> Float[Tensor, "row dim
     return scaled / torch.where(norm == 0, 1, norm)
 
 
+class EuclideanPairs(NamedTuple):
+    """The distances of all pairs of rows of two sets, or of one set, and what their gradients need."""
+
+    distances: Float[Tensor, "row column"]
+    #: the rows as they came, and around their common mean in the type of ``distances``; ``None`` for a set that is not
+    x1: Float[Tensor, "row dim"]
+    x2: Float[Tensor, "column dim"] | None
+    centred1: Float[Tensor, "row dim"]
+    centred2: Float[Tensor, "column dim"] | None
+    #: positions of the pairs that were subtracted, other than a row and itself
+    near1: Int[Tensor, " pair"]
+    near2: Int[Tensor, " pair"]
+
+    def gradients(self, weights: Float[Tensor, "row column"]) -> tuple[Tensor, Tensor | None]:
+        """The gradients of both sets for ``weights`` of the distances; of one set, that in both roles and ``None``.
+
+        The gradient of ``|a - b|`` is ``(a - b) / |a - b|``: rows are multiplied by the weights over the distances.
+        ``weights``, of the type of ``distances``, are overwritten.
+        """
+        a, b = self.centred1, self.centred2
+        near = self.near1, self.near2
+        slopes = weights.div_(self.distances)
+        near_slopes = slopes[near].masked_fill_(self.distances[near] == 0, 0)
+        slopes[near] = 0  # a product would lose the digits of their differences
+        if b is None:
+            slopes.fill_diagonal_(0)
+            slopes = slopes + slopes.T
+            gradient_1 = gradient_2 = torch.addmm(slopes.sum(dim=1)[:, None] * a, slopes, a, alpha=-1)
+        else:
+            gradient_1 = torch.addmm(slopes.sum(dim=1)[:, None] * a, slopes, b, alpha=-1)
+            gradient_2 = torch.addmm(slopes.sum(dim=0)[:, None] * b, slopes.T, a, alpha=-1)
+        x2 = self.x1 if self.x2 is None else self.x2
+        for rows, columns, slope in _parts(a.shape[1], *near, near_slopes):
+            pull = slope[:, None] * _differences(self.x1, rows, x2, columns, a.dtype)
+            gradient_1.index_add_(0, rows, pull)
+            gradient_2.index_add_(0, columns, pull, alpha=-1)
+        return gradient_1.to(self.x1.dtype), None if b is None else gradient_2.to(x2.dtype)
+
+
+@torch.no_grad()
+def euclidean_pairs(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "column dim"] | None = None) -> EuclideanPairs:
+    """All pairs of a row of ``x1`` and one of ``x2``, or of ``x1`` itself; no graph. See :func:`pairwise_dist`."""
+    wide = x1.dtype == torch.float64 or (x2 is not None and x2.dtype == torch.float64)
+    narrow = None if wide or not _products_are_exact(x1.device) else _by_products(x1, x2, torch.float32)
+    pairs = narrow or _by_products(x1, x2, torch.float64)
+    assert pairs is not None
+    return pairs
+
+
+def _products_are_exact(device: torch.device) -> bool:
+    """Whether products of float32 matrices are computed as such, not in TF32 or bfloat16."""
+    if device.type == "mps":  # has no other type, whatever the precision
+        return True
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set by backend, which this function of torch does not cover
+        return False
+
+
+def _by_products(x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> EuclideanPairs | None:
+    """Distances by a product in ``dtype``, those of near pairs by subtraction; ``None`` if float64 would be quicker."""
+    a, b = x1.to(dtype), None if x2 is None else x2.to(dtype)
+    centre = (a if b is None else torch.cat([a, b])).mean(dim=0)
+    a, b = a - centre, None if b is None else b - centre
+    other = a if b is None else b
+    norms_1, norms_2 = a.square().sum(dim=1)[:, None], other.square().sum(dim=1)
+    squared = torch.addmm(norms_2, a, other.T, alpha=-2).add_(norms_1)
+    if b is None:
+        squared.fill_diagonal_(torch.inf)
+    near_1, near_2 = _not_above(squared, _NEAR[dtype] * norms_1, _NEAR[dtype] * norms_2)
+    if dtype == torch.float32 and len(near_1) > squared.numel() // 8 and a.device.type != "mps":
+        return None
+    if b is None:
+        squared.fill_diagonal_(0)
+    distances = squared.clamp_(min=0).sqrt_()
+    for rows, columns in _parts(a.shape[1], near_1, near_2):
+        gaps = _differences(x1, rows, x1 if x2 is None else x2, columns, dtype)
+        distances[rows, columns] = torch.linalg.vector_norm(gaps, dim=1)
+    return EuclideanPairs(distances, x1, x2, a, b, near_1, near_2)
+
+
+def _not_above(squared: Tensor, bounds_1: Tensor, bounds_2: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions at which ``squared`` is not above the sum of its row's and its column's bound."""
+    excess = squared - bounds_2
+    if not excess.numel():
+        nowhere = torch.empty(0, dtype=torch.int64, device=squared.device)
+        return nowhere, nowhere
+    rows = (excess.amin(dim=1, keepdim=True) <= bounds_1).nonzero()[
+        :, 0
+    ]  # mostly few: a minimum is quicker than a mask
+    row, column = (excess.index_select(0, rows) <= bounds_1.index_select(0, rows)).nonzero(as_tuple=True)
+    return rows[row], column
+
+
+def _differences(x1: Tensor, ids1: Tensor, x2: Tensor, ids2: Tensor, dtype: torch.dtype) -> Tensor:
+    return x1.index_select(0, ids1).to(dtype) - x2.index_select(0, ids2).to(dtype)
+
+
+def _parts(dim: int, *of_pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, which have an entry per pair of vectors, in parts that are subtracted at a time."""
+    return zip(*(values.split(max(1, _NUMBERS // max(1, dim))) for values in of_pairs), strict=True)
+
+
 class _PairwiseEuclidean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x1: Tensor, x2: Tensor) -> Tensor:
-        a, b = x1.double(), x2.double()
-        centre = torch.cat([a, b]).mean(dim=0)
-        a, b = a - centre, b - centre
-        norms = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
-        squared = torch.addmm(norms, a, b.T, alpha=-2)
-        near = (squared < _NEAR * norms).nonzero()
-        for pairs in near.split(max(1, _NUMBERS // max(1, a.shape[1]))):
-            i, j = pairs.unbind(1)
-            squared[i, j] = (x1[i].double() - x2[j].double()).square().sum(dim=1)
-        distances = squared.clamp_(min=0).sqrt_()
-        ctx.save_for_backward(a, b, distances)
-        ctx.dtypes = x1.dtype, x2.dtype
-        return distances.to(torch.promote_types(x1.dtype, x2.dtype))
+    def forward(ctx: Any, x1: Tensor, x2: Tensor | None) -> Tensor:
+        pairs = euclidean_pairs(x1, x2)
+        ctx.save_for_backward(*pairs)
+        return pairs.distances.to(x1.dtype if x2 is None else torch.promote_types(x1.dtype, x2.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # the gradient of |a - b| is (a - b) / |a - b|
-        a, b, distances = ctx.saved_tensors
-        weights = torch.where(distances == 0, 0, gradient / distances)
-        gradient_1 = weights.sum(dim=1)[:, None] * a - weights @ b
-        gradient_2 = weights.sum(dim=0)[:, None] * b - weights.T @ a
-        return gradient_1.to(ctx.dtypes[0]), gradient_2.to(ctx.dtypes[1])
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pairs = EuclideanPairs(*ctx.saved_tensors)
+        return pairs.gradients(gradient.to(pairs.distances.dtype, copy=True))
+
+
+class _IndexedEuclidean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ids1: Tensor, ids2: Tensor) -> Tensor:
+        distances = x.new_empty(len(ids1))
+        for part, rows, columns in _parts(x.shape[1], distances, ids1, ids2):
+            part.copy_(torch.linalg.vector_norm(_differences(x, rows, x, columns, x.dtype), dim=1))
+        ctx.save_for_backward(x, ids1, ids2, distances)
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, ids1, ids2, distances = ctx.saved_tensors
+        slopes = (gradient / distances).masked_fill_(distances == 0, 0)
+        result = torch.zeros_like(x)
+        for rows, columns, slope in _parts(x.shape[1], ids1, ids2, slopes):
+            pull = slope[:, None] * _differences(x, rows, x, columns, x.dtype)
+            result.index_add_(0, rows, pull)
+            result.index_add_(0, columns, pull, alpha=-1)
+        return result, None, None

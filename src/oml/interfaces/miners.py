@@ -60,6 +60,14 @@ class ITripletsMiner(ABC):
         """
         return False
 
+    def checked(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Int[Tensor, " batch"]:
+        """The labels as a tensor on the device of the embeddings.
+
+        Raises:
+            ValueError: There is not one integer label per embedding.
+        """
+        return checked_labels(type(self).__name__, features, labels)
+
 
 class ITripletsMinerByIds(ITripletsMiner):
     """A miner whose triplets consist of embeddings as they are, so that positions say it all."""
@@ -97,8 +105,8 @@ class ITripletsMinerInBatch(ITripletsMinerByIds):
         return MinedTriplets(features, self.mine(features.detach(), labels))
 
     def checked(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Int[Tensor, " batch"]:
-        """The labels as a tensor, after the checks of :meth:`pick`."""
-        labels = checked_labels(type(self).__name__, features, labels)
+        """The labels as a tensor on the device of the embeddings, after the checks of :meth:`pick`."""
+        labels = super().checked(features, labels)
         if not self._told_of_lone_labels and not labels.is_meta and len(lone := lone_labels(labels)):
             self._told_of_lone_labels = True
             warnings.warn(

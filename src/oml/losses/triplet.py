@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from oml.functional.distances import elementwise_dist
+from oml.functional.distances import elementwise_dist, indexed_dist
 from oml.functional.losses import Reduction, check_reduction, get_reduced, triplet_loss
+from oml.functional.precision import in_full_precision
+from oml.functional.triplet_sums import sum_over_all_triplets
 from oml.interfaces.criterions import ITripletLossWithMiner
-from oml.interfaces.miners import ITripletsMiner, TLabels
+from oml.interfaces.miners import ITripletsMiner, ITripletsMinerByIds, TLabels
 from oml.miners.inbatch_all_tri import AllTripletsMiner
 
 TLogs = dict[str, Tensor]
@@ -46,6 +48,7 @@ class TripletLoss(nn.Module):
         self.need_logs = need_logs
         self.last_logs: TLogs = {}
 
+    @in_full_precision
     def forward(
         self,
         anchor: Float[Tensor, "triplet dim"],
@@ -53,8 +56,12 @@ class TripletLoss(nn.Module):
         negative: Float[Tensor, "triplet dim"],
     ) -> Float[Tensor, "..."]:
         """The reduced loss: a 0-d tensor, or one value per triplet if the reduction is ``none``."""
-        positive_distances = elementwise_dist(anchor, positive)
-        negative_distances = elementwise_dist(anchor, negative)
+        return self.of_distances(elementwise_dist(anchor, positive), elementwise_dist(anchor, negative))
+
+    def of_distances(
+        self, positive_distances: Float[Tensor, " triplet"], negative_distances: Float[Tensor, " triplet"]
+    ) -> Float[Tensor, "..."]:
+        """The same for triplets whose distances are known."""
         losses = triplet_loss(positive_distances, negative_distances, self.margin)
         if self.need_logs:
             self.last_logs = _logs(losses, positive_distances, negative_distances)
@@ -73,6 +80,21 @@ def _logs(losses: Tensor, positive_distances: Tensor, negative_distances: Tensor
             "neg_dist": negative_distances.detach().mean(),
         }
     return logs
+
+
+def get_tri_ids_in_plain(n: int) -> tuple[list[int], list[int], list[int]]:
+    """Positions of anchors, positives and negatives among ``n`` items in the order of :class:`TripletLossPlain`.
+
+    Raises:
+        ValueError: ``n`` is not divisible by 3.
+
+    Example:
+        >>> get_tri_ids_in_plain(6)
+        ([0, 3], [1, 4], [2, 5])
+    """
+    if n % 3:
+        raise ValueError(f"get_tri_ids_in_plain needs 3 items per triplet, got {n}.")
+    return list(range(0, n, 3)), list(range(1, n, 3)), list(range(2, n, 3))
 
 
 class TripletLossPlain(nn.Module):
@@ -113,11 +135,19 @@ class TripletLossWithMiner(ITripletLossWithMiner):
     Needs several instances of a label in a batch, which ``BalanceSampler`` provides. A batch without a valid
     triplet gives a loss of 0 connected to the embeddings, and ``n_triplets`` of 0 in the logs.
 
+    Triplets are never gathered as embeddings, if the miner gives their positions: distances are computed once for
+    each pair. The sum or mean over all triplets of a batch needs no list of them at all, see
+    :func:`oml.functional.triplet_sums.sum_over_all_triplets`: time and memory are those of the batch's distances.
+
     Args:
         margin: as in :class:`TripletLoss`.
         miner: picks the triplets; all of the batch by default.
         reduction: as in :class:`TripletLoss`.
-        need_logs: as in :class:`TripletLoss`; the miner's own ``last_logs`` are added, if it has any.
+        need_logs: as in :class:`TripletLoss`; the miner's own ``last_logs`` are added, if it has any. If the miner
+            tells triplets of the batch from those with embeddings of earlier ones: ``orig_active_tri``,
+            ``pos_dist_orig``, ``neg_dist_orig`` and ``bank_active_tri``, ``pos_dist_bank``, ``neg_dist_bank`` too,
+            as far as there are such triplets.
+        strict: a batch without a triplet is an error.
     """
 
     criterion_name = "triplet"
@@ -128,15 +158,63 @@ class TripletLossWithMiner(ITripletLossWithMiner):
         miner: ITripletsMiner | None = None,
         reduction: Reduction = "mean",
         need_logs: bool = False,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         self.miner = AllTripletsMiner() if miner is None else miner
         self.loss = TripletLoss(margin, reduction, need_logs)
+        self.strict = strict
         self.last_logs: TLogs = {}
 
+    @in_full_precision
     def forward(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Float[Tensor, "..."]:
-        """The loss of the batch; ``labels`` are integers, one per embedding."""
-        loss = self.loss(*self.miner.sample(features, labels))
+        """The loss of the batch; ``labels`` are integers, one per embedding.
+
+        Raises:
+            ValueError: There is not one integer label per embedding; or no triplet, and the loss is ``strict``.
+        """
+        miner = self.miner
+        if self.loss.reduction != "none" and miner.takes_all(len(features)):
+            loss, n_triplets, logs = self._of_all(features, miner.checked(features, labels))
+        else:
+            is_original = None
+            if isinstance(miner, ITripletsMinerByIds):
+                candidates, (anchor, positive, negative), is_original = miner.pick(features, labels)
+                both = indexed_dist(candidates, anchor.repeat(2), torch.cat([positive, negative]))
+                distances = both[: len(anchor)], both[len(anchor) :]
+            else:
+                anchors, positives, negatives = miner.sample(features, labels)[:3]
+                distances = elementwise_dist(anchors, positives), elementwise_dist(anchors, negatives)
+            loss, n_triplets = self.loss.of_distances(*distances), len(distances[0])
+            logs = self.loss.last_logs
+            if self.loss.need_logs and is_original is not None:
+                logs = logs | self._logs_by_origin(*distances, is_original)
+        if self.strict and not n_triplets:
+            raise ValueError(
+                f"{type(miner).__name__} found no triplet in a batch of {len(features)} embeddings, whose labels begin "
+                f"with {torch.as_tensor(labels)[:5].tolist()}. A batch needs two labels, and two items of one of them, "
+                "as BalanceSampler provides; with strict=False such a batch has a loss of 0."
+            )
         if self.loss.need_logs:
-            self.last_logs = {**self.loss.last_logs, **getattr(self.miner, "last_logs", {})}
+            self.last_logs = {**logs, **getattr(miner, "last_logs", {})}
         return loss
+
+    def _of_all(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, TLogs]:
+        sums = sum_over_all_triplets(features, labels, self.loss.margin)
+        n = sums.n_triplets.clamp(min=1)
+        logs = {"n_triplets": sums.n_triplets}
+        if self.loss.need_logs and sums.n_triplets:
+            active, to_positives, to_negatives = sums.n_active, sums.positive_distances, sums.negative_distances
+            logs |= {"active_tri": active / n, "pos_dist": to_positives / n, "neg_dist": to_negatives / n}
+        return sums.loss / n if self.loss.reduction == "mean" else sums.loss, sums.n_triplets, logs
+
+    @torch.no_grad()
+    def _logs_by_origin(self, positive_distances: Tensor, negative_distances: Tensor, is_original: Tensor) -> TLogs:
+        logs: TLogs = {}
+        for name, mask in (("orig", is_original), ("bank", ~is_original)):
+            of_group = positive_distances[mask], negative_distances[mask]
+            group = _logs(triplet_loss(*of_group, self.loss.margin), *of_group)
+            if "active_tri" in group:
+                logs[f"{name}_active_tri"] = group["active_tri"]
+                logs[f"pos_dist_{name}"], logs[f"neg_dist_{name}"] = group["pos_dist"], group["neg_dist"]
+        return logs
