@@ -38,17 +38,18 @@ def indexed_dist(
 ) -> Float[Tensor, " pair"]:
     """The L2 distance of ``x[ids1[i]]`` and ``x[ids2[i]]``, without a copy of the rows for each pair.
 
-    So a million pairs of a batch need the memory of a million numbers, and pairs that repeat are computed once,
+    So a million pairs of a batch need the memory of a million numbers, and many pairs that repeat are computed once,
     in the backward pass as well. Where a distance is zero, so is its gradient.
 
     Example:
         >>> indexed_dist(torch.tensor([[0.0], [3.0], [7.0]]), torch.tensor([0, 0]), torch.tensor([1, 2]))
         tensor([3., 7.])
     """
+    if len(ids1) <= 4 * len(x):  # too few to look for repeats
+        return _IndexedEuclidean.apply(x, ids1, ids2)  # pyright: ignore[reportReturnType]
     pairs, place = torch.unique(ids1 * len(x) + ids2, return_inverse=True)
-    distances = _IndexedEuclidean.apply(x, pairs // max(1, len(x)), pairs % max(1, len(x)))
-    assert isinstance(distances, Tensor)
-    return distances.index_select(0, place)
+    distances = _IndexedEuclidean.apply(x, pairs // len(x), pairs % len(x))
+    return distances.index_select(0, place)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
 def pairwise_dist(
@@ -146,7 +147,7 @@ class EuclideanPairs(NamedTuple):
             gradient_2 = torch.addmm(slopes.sum(dim=0)[:, None] * b, slopes.T, a, alpha=-1)
         x2 = self.x1 if self.x2 is None else self.x2
         for rows, columns, slope in _parts(a.shape[1], *near, near_slopes):
-            pull = slope[:, None] * _differences(self.x1, rows, x2, columns, a.dtype)
+            pull = _differences(self.x1, rows, x2, columns, a.dtype).mul_(slope[:, None])
             gradient_1.index_add_(0, rows, pull)
             gradient_2.index_add_(0, columns, pull, alpha=-1)
         return gradient_1.to(self.x1.dtype), None if b is None else gradient_2.to(x2.dtype)
@@ -208,7 +209,7 @@ def _not_above(squared: Tensor, bounds_1: Tensor, bounds_2: Tensor) -> tuple[Ten
 
 
 def _differences(x1: Tensor, ids1: Tensor, x2: Tensor, ids2: Tensor, dtype: torch.dtype) -> Tensor:
-    return x1.index_select(0, ids1).to(dtype) - x2.index_select(0, ids2).to(dtype)
+    return x1.index_select(0, ids1).to(dtype).sub_(x2.index_select(0, ids2).to(dtype))
 
 
 def _parts(dim: int, *of_pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -246,7 +247,7 @@ class _IndexedEuclidean(torch.autograd.Function):
         slopes = (gradient / distances).masked_fill_(distances == 0, 0)
         result = torch.zeros_like(x)
         for rows, columns, slope in _parts(x.shape[1], ids1, ids2, slopes):
-            pull = slope[:, None] * _differences(x, rows, x, columns, x.dtype)
+            pull = _differences(x, rows, x, columns, x.dtype).mul_(slope[:, None])
             result.index_add_(0, rows, pull)
             result.index_add_(0, columns, pull, alpha=-1)
         return result, None, None
