@@ -10,7 +10,7 @@ from torch import Tensor
 def checked_labels(
     owner: str, embeddings: Float[Tensor, "batch dim"], labels: Tensor | Sequence[int], n_labels: int | None = None
 ) -> Int[Tensor, " batch"]:
-    """``labels`` as an integer tensor on the device of ``embeddings``.
+    """``labels`` as an int64 tensor on the device of ``embeddings``.
 
     Args:
         owner: who asks, for the message.
@@ -38,4 +38,4 @@ def checked_labels(
                 f"{owner} needs labels of 0 to {n_labels - 1}, as it was built for {n_labels} labels; "
                 f"got {len(wrong)} others of {len(labels)}, such as {wrong[:3].tolist()}."
             )
-    return labels
+    return labels.long()

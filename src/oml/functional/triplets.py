@@ -49,6 +49,8 @@ def hardest_triplets(distances: Float[Tensor, "batch batch"], labels: Int[Tensor
     same = labels[:, None] == labels
     positive = same.clone().fill_diagonal_(False)  # among duplicates, argmax could pick the anchor itself
     anchor = (positive.any(dim=1) & ~same.all(dim=1)).nonzero().squeeze(1)
+    if not len(labels):  # nothing has no largest number
+        return Triplets(anchor, anchor, anchor)
     farthest = distances.masked_fill(~positive, -torch.inf).argmax(dim=1)
     nearest = distances.masked_fill(same, torch.inf).argmin(dim=1)
     return Triplets(anchor, farthest[anchor], nearest[anchor])
