@@ -5,13 +5,26 @@ from typing import Any
 
 from torch import nn
 
+from oml.losses.arcface import ArcFaceLoss, ArcFaceLossWithMLP
+from oml.losses.cosface import CosFaceLoss
+from oml.losses.proxy_anchor import ProxyAnchorLoss
+from oml.losses.sub_center_arcface import SubCenterArcFaceLoss
 from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner
 from oml.registry.miners import MINERS_REGISTRY
 from oml.registry.registry import Registry
 
 LOSSES_REGISTRY = Registry(
     "criterion",
-    {"triplet": TripletLoss, "triplet_plain": TripletLossPlain, "triplet_with_miner": TripletLossWithMiner},
+    {
+        "triplet": TripletLoss,
+        "triplet_plain": TripletLossPlain,
+        "triplet_with_miner": TripletLossWithMiner,
+        "arcface": ArcFaceLoss,
+        "mlp_arcface": ArcFaceLossWithMLP,
+        "cosface": CosFaceLoss,
+        "sub_center_arcface": SubCenterArcFaceLoss,
+        "proxy_anchor": ProxyAnchorLoss,
+    },
     nested={"miner": MINERS_REGISTRY},
 )
 
