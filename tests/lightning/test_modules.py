@@ -19,6 +19,7 @@ from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels
 from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.metric import MetricValCallback
 from oml.lightning.modules.extractor import ExtractorModule
+from oml.losses.arcface import ArcFaceLoss
 from oml.losses.triplet import TripletLossWithMiner
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.models.utils import load_weights
@@ -185,3 +186,13 @@ def test_training_needs_a_criterion_and_an_optimizer(train_loader: DataLoader, t
     optimizer = torch.optim.SGD(extractor.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="needs a criterion"):
         trainer(tmp_path).fit(ExtractorModule(extractor, optimizer=optimizer), train_loader)
+
+
+def test_parameters_of_the_loss_want_an_optimizer() -> None:
+    """Those of ArcFace would stay random, and nothing would tell."""
+    extractor, criterion = Tiny(), ArcFaceLoss(in_features=8, num_classes=4)
+    optimizer = torch.optim.SGD(extractor.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="does not hold the parameters weight of ArcFaceLoss"):
+        ExtractorModule(extractor, criterion, optimizer).configure_optimizers()
+    optimizer.add_param_group({"params": list(criterion.parameters())})
+    ExtractorModule(extractor, criterion, optimizer).configure_optimizers()  # warnings are errors here

@@ -1,5 +1,6 @@
 """Training an extractor under Lightning."""
 
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,8 +21,9 @@ class ExtractorModule(pl.LightningModule):
 
     Args:
         extractor: makes the embeddings; checkpoints hold its weights under ``model.``.
-        criterion: loss of embeddings and labels; needed to train.
-        optimizer: needed to train.
+        criterion: loss of embeddings and labels; needed to train. Losses of pytorch-metric-learning fit as they are.
+        optimizer: needed to train. Of losses with parameters of their own, such as ArcFace, it gets those too:
+            ``SGD([*extractor.parameters(), *criterion.parameters()])``.
         scheduler: of the learning rate.
         scheduler_interval: when it steps, ``step`` or ``epoch``.
         scheduler_frequency: after how many of these.
@@ -86,6 +88,7 @@ class ExtractorModule(pl.LightningModule):
         """The optimizer, with the scheduler if there is one."""
         if self.optimizer is None:
             raise ValueError("ExtractorModule needs an optimizer to train; it was built without one.")
+        self._warn_of_idle_parameters(self.optimizer)
         if self.scheduler is None:
             return self.optimizer
         scheduler = {
@@ -96,3 +99,14 @@ class ExtractorModule(pl.LightningModule):
         if self.monitor_metric is not None:
             scheduler["monitor"] = self.monitor_metric
         return {"optimizer": self.optimizer, "lr_scheduler": scheduler}
+
+    def _warn_of_idle_parameters(self, optimizer: Optimizer) -> None:
+        optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        named = [] if self.criterion is None else self.criterion.named_parameters()
+        if idle := [name for name, parameter in named if parameter.requires_grad and id(parameter) not in optimized]:
+            warnings.warn(
+                f"The optimizer does not hold the parameters {', '.join(idle)} of {type(self.criterion).__name__}, so "
+                "they will not learn. Build it of [*extractor.parameters(), *criterion.parameters()], or set their "
+                "requires_grad to False.",
+                stacklevel=2,
+            )
