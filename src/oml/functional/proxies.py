@@ -166,6 +166,7 @@ class _Cosines(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_full_precision  # a backward pass may run under autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # of a proxy p: (unit - cosine * p / |p|) / |p|
         units, proxies, inverse, cosines = ctx.saved_tensors
