@@ -1,0 +1,402 @@
+"""A gradient cache is the extractor on the whole batch, as far as anyone can tell."""
+
+import os
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.data import DataLoader
+
+from oml.interfaces.models import IExtractor
+from oml.lightning.modules.extractor import ExtractorModule
+from oml.losses.triplet import TripletLossWithMiner
+from oml.models.gradient_cache import GradientCache
+from oml.models.timm_extractor import TimmExtractor
+from oml.models.utils import load_weights
+
+LABELS = torch.arange(10) // 2
+
+
+class Net(IExtractor):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 8), *layers, nn.GELU(), nn.Linear(8, 4))
+
+    @property
+    def feat_dim(self) -> int:
+        return 4
+
+    def forward(self, x: Any) -> Tensor:
+        if isinstance(x, dict):
+            x = x["a"] + x["b"][0] * x["b"][1]
+        return self.layers(x)
+
+    def extract(self, x: Tensor) -> Tensor:
+        return 2 * self.layers(x)
+
+
+def items(n: int = 10) -> Tensor:
+    return torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
+
+
+def loss(embeddings: Tensor) -> Tensor:
+    """Looks at all pairs, so that no chunk has its gradient without the others."""
+    labels = LABELS[: len(embeddings)]
+    similarities = (F.normalize(embeddings.float()) @ F.normalize(embeddings.float()).T) / 0.1
+    return F.cross_entropy(similarities.masked_fill(torch.eye(len(labels)).bool(), -torch.inf), labels)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    return {name.removeprefix("extractor."): parameter.grad for name, parameter in model.named_parameters()}
+
+
+def in_turn(model: IExtractor, size: int) -> Callable[[Tensor], Tensor]:
+    """What is to be compared with if chunks have an effect."""
+    return lambda x: torch.cat([model(chunk) for chunk in x.split(size)])
+
+
+def assert_same_step(cached: GradientCache, plain: Callable[[Tensor], Tensor], model: IExtractor, x: Tensor) -> None:
+    """The same embeddings and gradients, of parameters, and of inputs if these need them."""
+    copy = x.detach().clone().requires_grad_(x.requires_grad)
+    torch.manual_seed(5)
+    expected = plain(x)
+    loss(expected).backward()
+    torch.manual_seed(5)
+    embeddings = cached(copy)
+    torch.rand(3)  # others draw from the generator before the backward pass, too
+    state = torch.get_rng_state()
+    loss(embeddings).backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(embeddings, expected)
+    assert any(gradient is not None for gradient in gradients(model).values())
+    torch.testing.assert_close(gradients(cached), gradients(model))
+    if x.requires_grad:
+        assert copy.grad is not None
+        assert (copy.grad != 0).any(dim=1).all()
+        torch.testing.assert_close(copy.grad, x.grad)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 5, 9, 10, 64])
+@pytest.mark.parametrize("inputs_need", [True, False])
+def test_gradients_are_those_of_the_whole_batch(chunk_size: int, inputs_need: bool) -> None:
+    model = Net()
+    cached = GradientCache(deepcopy(model), chunk_size)
+    assert_same_step(cached, model, model, items().requires_grad_(inputs_need))
+
+
+def test_a_convolutional_network_of_timm_in_evaluation_mode() -> None:
+    model = TimmExtractor(None, "resnet10t").eval()
+    x = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert_same_step(GradientCache(deepcopy(model), 4), model, model, x)
+
+
+def test_only_one_chunk_has_activations() -> None:
+    alive = [0, 0]  # tensors kept for a backward pass: now, at most
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            alive[0] += 1
+            alive[1] = max(alive)
+
+        def __del__(self) -> None:
+            alive[0] -= 1
+
+    cached = GradientCache(Net(*[nn.GELU() for _ in range(10)]), 2)
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        cached(items(2)).sum()
+        of_one_chunk = alive[1]
+        n_tensors = 1 + len(list(cached.parameters()))  # the inputs and the parameters
+        assert of_one_chunk > 2 * n_tensors
+        alive[1] = 0
+        embeddings = cached(items(10))
+        assert alive[1] == of_one_chunk
+        assert alive[0] == n_tensors
+        alive[1] = 0
+        embeddings.sum().backward()
+        assert alive[1] <= of_one_chunk + n_tensors + 1
+
+
+def test_dropout_is_the_same_in_both_passes() -> None:
+    model = Net(nn.Dropout(0.5))
+    cached = GradientCache(deepcopy(model), 3)
+    torch.manual_seed(5)
+    assert not torch.equal(model(items()), in_turn(model, 3)(items()))  # masks matter
+    assert_same_step(cached, in_turn(model, 3), model, items().requires_grad_())
+
+
+def test_running_averages_are_updated_once_per_chunk() -> None:
+    model = Net(nn.BatchNorm1d(8))
+    cached = GradientCache(deepcopy(model), 4)
+    assert_same_step(cached, in_turn(model, 4), model, items().requires_grad_())
+    torch.testing.assert_close(dict(cached.extractor.named_buffers()), dict(model.named_buffers()))
+    assert model.layers[1].num_batches_tracked == 3
+    with torch.no_grad():
+        cached(items())
+        in_turn(model, 4)(items())
+    torch.testing.assert_close(dict(cached.extractor.named_buffers()), dict(model.named_buffers()))
+
+
+class Counting(nn.Module):
+    """The result depends on a buffer that each call changes, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("calls", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.calls += 1
+        else:
+            self.calls = self.calls + 1
+        return x * self.calls.clone()
+
+
+@pytest.mark.parametrize("layer", [Counting(True), Counting(False), spectral_norm(nn.Linear(8, 8))])
+def test_buffers_are_as_in_the_first_pass(layer: nn.Module) -> None:
+    model = Net(layer)
+    cached = GradientCache(deepcopy(model), 3)
+    assert_same_step(cached, in_turn(model, 3), model, items().requires_grad_())
+    torch.testing.assert_close(dict(cached.extractor.named_buffers()), dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize("fails_in", ["forward", "backward"])
+def test_the_model_is_itself_after_an_error(fails_in: str) -> None:
+    calls = []
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            if len(calls) == (2 if fails_in == "forward" else 5):
+                raise MemoryError
+            return x
+
+    model = Net(nn.BatchNorm1d(8), Failing())
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with pytest.raises(MemoryError):
+        GradientCache(model, 4)(items()).sum().backward()
+    now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert all(now[name] is tensor for name, tensor in tensors.items())
+
+
+def test_one_weight_at_two_places() -> None:
+    model = Net(nn.Linear(8, 8), nn.Linear(8, 8))
+    model.layers[2].weight = model.layers[1].weight
+    assert_same_step(GradientCache(deepcopy(model), 3), model, model, items())
+
+
+def test_hooks_see_the_gradient_once() -> None:
+    cached, model = GradientCache(Net(), 3), Net()
+    for net in (cached.extractor, model):
+        net.layers[0].weight.register_hook(lambda gradient: 3 * gradient)  # pyright: ignore
+    assert_same_step(cached, model, model, items())
+
+
+def test_frozen_models() -> None:
+    model = Net()
+    model.layers[0].requires_grad_(False)
+    assert_same_step(GradientCache(deepcopy(model), 3), model, model, items())
+    assert model.layers[0].weight.grad is None
+    cached = GradientCache(Net().requires_grad_(False), 3)
+    assert not cached(items()).requires_grad
+    x = items().requires_grad_()
+    loss(cached(x)).backward()
+    expected = items().requires_grad_()
+    loss(cached.extractor(expected)).backward()
+    torch.testing.assert_close(x.grad, expected.grad)
+
+
+def test_weights_that_no_chunk_uses() -> None:
+    model = Net()
+    model.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    assert_same_step(GradientCache(deepcopy(model), 3), model, model, items())
+    assert model.unused.grad is None
+
+
+def test_gradients_add_up() -> None:
+    cached, model = GradientCache(Net(), 3), Net()
+    for _ in range(2):
+        loss(cached(items())).backward()
+        loss(model(items())).backward()
+    torch.testing.assert_close(gradients(cached), gradients(model))
+    value = loss(cached(items()))
+    value.backward(retain_graph=True)
+    value.backward()
+    for _ in range(2):
+        loss(model(items())).backward()
+    torch.testing.assert_close(gradients(cached), gradients(model))
+
+
+def test_changed_weights_are_noticed() -> None:
+    cached = GradientCache(Net(), 3)
+    value = loss(cached(items()))
+    with torch.no_grad():
+        cached.extractor.layers[0].weight += 1  # pyright: ignore
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("backward_inside", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_scaled_gradients(backward_inside: bool, dtype: torch.dtype) -> None:
+    """Where masks matter: a second pass in another precision would have embeddings that differ by 1e-3."""
+    cached, model = GradientCache(Net(nn.Dropout(0.2)), 3), Net(nn.Dropout(0.2))
+    optimizers = [torch.optim.SGD(net.parameters(), lr=1.0) for net in (cached, model)]
+    seen: list[list[torch.dtype]] = [[], []]
+    for net, embed, optimizer, dtypes in zip(
+        (cached, model), (cached, in_turn(model, 3)), optimizers, seen, strict=True
+    ):
+        inner = net.extractor if isinstance(net, GradientCache) else net
+        inner.layers[0].register_forward_hook(lambda *args, d=dtypes: d.append(args[-1].dtype))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        torch.manual_seed(5)
+        with torch.autocast("cpu", dtype):
+            embeddings = embed(items())
+            value = scaler.scale(loss(embeddings))
+            if backward_inside:
+                value.backward()
+        assert embeddings.dtype == dtype
+        if not backward_inside:
+            value.backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert seen == [[dtype] * 8, [dtype] * 4]
+    before = Net(nn.Dropout(0.2)).state_dict()
+    for name, weight in model.state_dict().items():
+        step, difference = weight - before[name], cached.state_dict()[name] - weight
+        assert step.norm() > 0
+        assert difference.norm() < 0.03 * step.norm()  # sums over the batch are rounded at other places
+
+
+def test_without_gradients() -> None:
+    cached = GradientCache(Net(nn.Dropout(0.5)).eval(), 3)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            embeddings = cached(items())
+        assert not embeddings.requires_grad
+        torch.testing.assert_close(embeddings, cached.extractor(items()))
+
+
+def test_extraction_is_that_of_the_extractor() -> None:
+    cached = GradientCache(Net(), 3)
+    assert cached.feat_dim == 4
+    torch.testing.assert_close(cached.extract(items()), 2 * cached(items()))
+    cached.extract(items()).sum().backward()
+    assert gradients(cached)["layers.0.weight"] is not None
+
+
+def test_an_empty_batch() -> None:
+    cached = GradientCache(Net(), 3)
+    embeddings = cached(items(0))
+    assert embeddings.shape == (0, 4)
+    embeddings.sum().backward()
+    assert gradients(cached)["layers.0.weight"] is not None
+
+
+def test_inputs_of_several_tensors() -> None:
+    model = Net()
+    cached = GradientCache(deepcopy(model), 4)
+    x, y, z = (items() + i for i in range(3))
+    x.requires_grad_()
+    loss(cached({"a": x, "b": (y, z)})).backward()
+    other = x.detach().clone().requires_grad_()
+    loss(model(other + y * z)).backward()
+    torch.testing.assert_close(gradients(cached), gradients(model))
+    torch.testing.assert_close(x.grad, other.grad)
+
+
+def test_inputs_that_do_not_fit() -> None:
+    cached = GradientCache(Net(), 4)
+    with pytest.raises(ValueError, match=r"a row for each item of the batch, got shapes \[\(10, 6\), \(9, 6\)\]"):
+        cached([items(10), items(9)])
+    with pytest.raises(ValueError, match="got shapes"):
+        cached({})
+    with pytest.raises(TypeError, match="GradientCache takes tensors, .* got str"):
+        cached({"a": items(), "b": "text"})
+    with pytest.raises(ValueError, match="chunk_size of 1 or more, got 0"):
+        GradientCache(Net(), 0)
+
+
+def test_weights_are_those_of_the_extractor(tmp_path: Path) -> None:
+    model = TimmExtractor(None, "resnet10t")
+    cached = GradientCache(TimmExtractor(None, "resnet10t"), 4)
+    assert list(cached.state_dict()) == list(model.state_dict())
+    cached.load_state_dict(model.state_dict())
+    torch.testing.assert_close(cached.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    module = ExtractorModule(GradientCache(TimmExtractor(None, "resnet10t"), 4))
+    assert module.state_dict().keys() == ExtractorModule(model).state_dict().keys()
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "run.ckpt")
+    load_weights(cached, tmp_path / "run.ckpt")
+    load_weights(model, tmp_path / "run.ckpt")
+    torch.testing.assert_close(module.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(module.model.state_dict(), cached.state_dict(), rtol=0, atol=0)
+    module.load_state_dict(module.state_dict())
+    nested = GradientCache(GradientCache(model, 2), 4)
+    nested.load_state_dict(model.state_dict())
+
+    broken = {("model.head" if name == "model.conv1.0.weight" else name): x for name, x in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*conv1.0.weight.*Unexpected key.*model.head"):
+        cached.load_state_dict(broken)
+
+
+def test_a_step_of_training_under_lightning(tmp_path: Path) -> None:
+    batches = [{"input_tensors": x, "labels": label} for x, label in zip(items(), LABELS.tolist(), strict=True)]
+    weights = []
+    for chunk_size in (None, 3):
+        extractor: IExtractor = Net()
+        if chunk_size is not None:
+            extractor = GradientCache(extractor, chunk_size)
+        optimizer = torch.optim.SGD(extractor.parameters(), lr=1.0)
+        module = ExtractorModule(extractor, TripletLossWithMiner(margin=None), optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            trainer = pl.Trainer(
+                accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                enable_model_summary=False, default_root_dir=tmp_path,
+            )  # fmt: skip
+            trainer.fit(module, DataLoader(batches, batch_size=10))
+        weights.append(module.state_dict())
+    assert (weights[0]["model.layers.0.weight"] - Net().layers[0].weight).abs().mean() > 0.01
+    torch.testing.assert_close(*weights)
+
+
+def _train_distributed(rank: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    x = items() + rank  # each process has its own
+    results = []
+    for model in (Net(), GradientCache(Net(), 3)):
+        wrapped = DistributedDataParallel(model)
+        for _ in range(2):
+            wrapped.zero_grad()
+            loss(wrapped(x)).backward()
+        results.append(gradients(model))
+    alone = Net()
+    loss(alone(x)).backward()
+    torch.save([*results, gradients(alone)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    mp.spawn(_train_distributed, (str(tmp_path),), nprocs=2)
+    (plain, cached, first), (other_plain, other_cached, second) = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
+    torch.testing.assert_close(cached, plain)
+    torch.testing.assert_close(cached, other_cached)
+    assert not torch.allclose(first["layers.0.weight"], second["layers.0.weight"], rtol=1e-2)
+    torch.testing.assert_close(other_plain, {name: (first[name] + second[name]) / 2 for name in first})
