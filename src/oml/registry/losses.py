@@ -8,7 +8,9 @@ from torch import nn
 from oml.losses.arcface import ArcFaceLoss, ArcFaceLossWithMLP
 from oml.losses.cosface import CosFaceLoss
 from oml.losses.proxy_anchor import ProxyAnchorLoss
+from oml.losses.recall_surrogate import RecallAtKSurrogate
 from oml.losses.sub_center_arcface import SubCenterArcFaceLoss
+from oml.losses.surrogate_precision import SurrogatePrecision
 from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner
 from oml.registry.miners import MINERS_REGISTRY
 from oml.registry.registry import Registry
@@ -24,6 +26,8 @@ LOSSES_REGISTRY = Registry(
         "cosface": CosFaceLoss,
         "sub_center_arcface": SubCenterArcFaceLoss,
         "proxy_anchor": ProxyAnchorLoss,
+        "surrogate_precision": SurrogatePrecision,
+        "recall_surrogate": RecallAtKSurrogate,
     },
     nested={"miner": MINERS_REGISTRY},
 )
