@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from oml.functional.precision import in_full_precision
+
 #: squared distance relative to squared norms below which a product of vectors of this type is not trusted
 _NEAR = {torch.float32: 0.1, torch.float64: 1e-6}
 _NUMBERS = 2**20  # of the vectors that are subtracted at a time: 4 MiB of float32
@@ -127,6 +129,7 @@ class EuclideanPairs(NamedTuple):
     near1: Int[Tensor, " pair"]
     near2: Int[Tensor, " pair"]
 
+    @in_full_precision  # for backward passes within autocast
     def gradients(self, weights: Float[Tensor, "row column"]) -> tuple[Tensor, Tensor | None]:
         """The gradients of both sets for ``weights`` of the distances; of one set, that in both roles and ``None``.
 
@@ -153,6 +156,7 @@ class EuclideanPairs(NamedTuple):
         return gradient_1.to(self.x1.dtype), None if b is None else gradient_2.to(x2.dtype)
 
 
+@in_full_precision
 @torch.no_grad()
 def euclidean_pairs(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "column dim"] | None = None) -> EuclideanPairs:
     """All pairs of a row of ``x1`` and one of ``x2``, or of ``x1`` itself; no graph. See :func:`pairwise_dist`."""
