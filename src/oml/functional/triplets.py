@@ -232,9 +232,8 @@ class _Items(NamedTuple):
 
     def places(self) -> Tensor:
         """Where each item stands among the sorted ones."""
-        return torch.empty_like(self.order).scatter_(
-            0, self.order, torch.arange(len(self.order), device=self.order.device)
-        )
+        places = torch.arange(len(self.order), device=self.order.device)
+        return torch.empty_like(places).scatter_(0, self.order, places)
 
 
 def _hardest(distances: Tensor, ranks: slice, largest: bool) -> Tensor:

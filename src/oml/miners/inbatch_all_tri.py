@@ -1,38 +1,81 @@
 """All triplets of a batch."""
 
+import random
 import sys
+import warnings
+from itertools import product
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.triplets import Triplets, all_triplets
-from oml.interfaces.miners import ITripletsMinerInBatch
+from oml.functional.triplets import Triplets, all_triplets, draw_triplets
+from oml.interfaces.miners import ITripletsMinerInBatch, TLabels, TTripletsIds, labels2list
 
 
 class AllTripletsMiner(ITripletsMinerInBatch):
     """Every triplet of the batch, or a uniform random choice of them if there are too many.
 
-    A batch of ``B`` items with ``c`` instances a label holds ``B (c - 1) (B - c)`` triplets, each of which the
-    loss sees as three embeddings: keep batches small or set a limit.
+    A batch of ``B`` items with ``c`` instances a label holds ``B (c - 1) (B - c)`` triplets. A loss that sums over all
+    of them needs no list, see :meth:`takes_all`; with a limit, memory is that of the triplets that are drawn.
 
     Args:
         max_output_triplets: if a batch holds more, exactly so many are drawn, without repetition.
-        seed: of that draw. Each call draws anew; two miners with one seed draw the same.
+        device: has no effect, triplets are where the labels are; accepted for callers of earlier versions.
+        seed: of the draws. Each call draws anew; two miners with one seed draw the same.
     """
 
-    def __init__(self, max_output_triplets: int = sys.maxsize, seed: int = 0) -> None:
+    def __init__(
+        self, max_output_triplets: int = sys.maxsize, device: str | torch.device | None = None, seed: int = 0
+    ) -> None:
         if max_output_triplets < 1:
             raise ValueError(f"AllTripletsMiner needs max_output_triplets of 1 or more, got {max_output_triplets}.")
+        if device is not None:
+            warnings.warn(
+                "AllTripletsMiner works on the device of the embeddings: leave out its argument device.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.max_output_triplets = max_output_triplets
         self._generator = torch.Generator().manual_seed(seed)
 
     def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
         """Positions of the triplets; ``features`` are not looked at."""
-        triplets = all_triplets(labels)
-        total = len(triplets.anchor)
-        if total <= self.max_output_triplets:
-            return triplets
-        # drawn on the CPU, so that the same seed gives the same triplets on every device
-        kept = torch.randperm(total, generator=self._generator)[: self.max_output_triplets].to(features.device)
-        return Triplets(*(ids[kept] for ids in triplets))
+        if self.takes_all(len(features)):
+            return all_triplets(labels)
+        return draw_triplets(labels, self.max_output_triplets, self._generator)
+
+    def takes_all(self, n: int) -> bool:
+        """Whether no batch of ``n`` items, whatever its labels, holds more triplets than the limit."""
+        # an item of a label of c has (c - 1) (n - c) triplets: most for c half way
+        return n * ((n - 1) // 2) * (n // 2) <= self.max_output_triplets
+
+
+def get_available_triplets(
+    labels: TLabels, max_out_triplets: int = sys.maxsize, device: str | torch.device = "cpu"
+) -> TTripletsIds:
+    """All triplets of the labels, or ``max_out_triplets`` of them, as lists; for callers of earlier versions.
+
+    Example:
+        >>> get_available_triplets([5, 5, 7])
+        ([0, 1], [1, 0], [2, 2])
+    """
+    labels = torch.tensor(labels2list(labels), device=device)
+    anchor, positive, negative = draw_triplets(labels, max_out_triplets, torch.Generator())
+    return anchor.tolist(), positive.tolist(), negative.tolist()
+
+
+def get_available_triplets_naive(labels: TLabels, max_out_triplets: int = sys.maxsize) -> TTripletsIds:
+    """As :func:`get_available_triplets`, by trying every combination of three items.
+
+    Example:
+        >>> get_available_triplets_naive([5, 5, 7])
+        ([0, 1], [1, 0], [2, 2])
+    """
+    values = labels2list(labels)
+    triplets = [
+        (a, p, n) for a, p, n in product(range(len(values)), repeat=3) if a != p and values[a] == values[p] != values[n]
+    ]
+    if len(triplets) > max_out_triplets:
+        triplets = random.Random(0).sample(triplets, max_out_triplets)
+    return [a for a, _, _ in triplets], [p for _, p, _ in triplets], [n for _, _, n in triplets]
