@@ -198,6 +198,21 @@ def test_one_weight_at_two_places() -> None:
     assert_same_step(GradientCache(deepcopy(model), 3), model, model, items())
 
 
+def test_hooks_see_one_gradient_of_a_weight_with_two_names() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = self.b = nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.a + x.flip(1) @ self.b
+
+    cached, model = GradientCache(Net(Twice()), 3), Net(Twice())
+    for net in (cached.extractor, model):
+        net.layers[1].a.register_hook(torch.sign)  # pyright: ignore
+    assert_same_step(cached, model, model, items())
+
+
 def test_hooks_see_the_gradient_once() -> None:
     cached, model = GradientCache(Net(), 3), Net()
     for net in (cached.extractor, model):

@@ -188,7 +188,7 @@ class _State:
             torch.set_rng_state(self._random)
             set_device_states(devices, states, device_type=self._device)
             for device, (dtype, enabled) in self._autocast.items():
-                # without a cache, where weights that were cast in a pass without gradients could be found
+                # without the cache, which under an outer autocast would keep copies of parameters that are for now
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
             try:
                 for (module, name), parameter in own.items():
