@@ -145,7 +145,7 @@ def proxy_anchor_loss(
     pulls = scale * (margin - cosines.gather(1, own)).squeeze(1)
     # row i holds the items of the label of item i, so a label of n items has n equal rows: each counts 1/n
     same = own == labels
-    share = 1 / same.sum(dim=1)
+    share = same.sum(dim=1).to(cosines.dtype).reciprocal()
     pull = F.softplus(pulls.where(same, -torch.inf).logsumexp(dim=1))
     # a proxy may have no other item: the lowest number keeps its gradient 0, where minus infinity would make it NaN
     pushes = (scale * cosines).add_(scale * margin).scatter_(1, own, torch.finfo(cosines.dtype).min)
