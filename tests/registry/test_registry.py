@@ -12,7 +12,7 @@ class Inner:
 
 
 class Outer:
-    def __init__(self, margin: float, inner: Inner | None = None, labels: tuple = ()) -> None:
+    def __init__(self, margin: float, inner: Inner | None = None, labels: tuple | list = ()) -> None:
         self.margin, self.inner, self.labels = margin, inner, labels
 
 
@@ -26,6 +26,17 @@ def test_a_config_is_the_constructor_call(config: Mapping) -> None:
     built = OUTER.build(config, labels=(1, 2), parameters="not asked for")
     assert (built.margin, built.inner.size, built.labels) == (0.5, 3, (1, 2))
     assert CONFIG["args"]["inner"]["name"] == "small"  # the config is as it was
+
+
+def test_a_list_of_nested_configs() -> None:
+    config = {"name": "outer", "args": {"margin": 0.5, "labels": [{"name": "small", "args": {"size": 3}}, "as it is"]}}
+    lists = Registry("outer", OUTER, nested={"labels": INNER})
+    first, second = lists.build(config).labels
+    assert (first.size, second) == (3, "as it is")
+
+
+def test_what_is_offered_reaches_nested_components() -> None:
+    assert OUTER.build(CONFIG, size=5).inner.size == 5
 
 
 def test_args_may_be_absent() -> None:

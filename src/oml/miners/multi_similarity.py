@@ -20,9 +20,9 @@ class MultiSimilarityMiner(ITripletsMinerInBatch):
     combinations are taken. Those are every triplet ``(a, p, n)`` of which ``s(a, p) - s(a, n)`` is below
     ``epsilon``, and of the others those whose two pairs each occur in such a triplet, if with another partner.
 
-    So an anchor that tells all its positives from all negatives by ``epsilon`` gives nothing: fewer triplets as training
-    goes on. In a batch of untrained embeddings it may be all of them, ``B (c - 1) (B - c)`` for ``B`` items with
-    ``c`` instances a label.
+    So an anchor that tells all its positives from all negatives by ``epsilon`` gives nothing: there are fewer triplets
+    as training goes on. Of untrained embeddings they may be all of the batch, ``B (c - 1) (B - c)`` for ``B`` items
+    with ``c`` instances a label.
 
     Args:
         epsilon: the margin, in cosines.

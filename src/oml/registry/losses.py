@@ -6,7 +6,10 @@ from typing import Any
 from torch import nn
 
 from oml.losses.arcface import ArcFaceLoss, ArcFaceLossWithMLP
+from oml.losses.contrastive import InfoNCELoss, SupConLoss
 from oml.losses.cosface import CosFaceLoss
+from oml.losses.matryoshka import MatryoshkaLoss
+from oml.losses.multi_similarity import MultiSimilarityLoss
 from oml.losses.proxy_anchor import ProxyAnchorLoss
 from oml.losses.recall_surrogate import RecallAtKSurrogate
 from oml.losses.sub_center_arcface import SubCenterArcFaceLoss
@@ -28,9 +31,14 @@ LOSSES_REGISTRY = Registry(
         "proxy_anchor": ProxyAnchorLoss,
         "surrogate_precision": SurrogatePrecision,
         "recall_surrogate": RecallAtKSurrogate,
+        "supcon": SupConLoss,
+        "info_nce": InfoNCELoss,
+        "multi_similarity": MultiSimilarityLoss,
+        "matryoshka": MatryoshkaLoss,
     },
     nested={"miner": MINERS_REGISTRY},
 )
+LOSSES_REGISTRY.nested["criterion"] = LOSSES_REGISTRY
 
 
 def get_criterion(name: str, **kwargs: Any) -> nn.Module:

@@ -10,6 +10,7 @@ from oml.miners.inbatch_hard_cluster import HardClusterMiner
 from oml.miners.inbatch_hard_tri import HardTripletsMiner
 from oml.miners.inbatch_nhard_tri import NHardTripletsMiner
 from oml.miners.miner_with_bank import MinerWithBank
+from oml.miners.multi_similarity import MultiSimilarityMiner
 from oml.registry.registry import Registry
 
 MINERS_REGISTRY = Registry(
@@ -19,6 +20,7 @@ MINERS_REGISTRY = Registry(
         "hard_cluster": HardClusterMiner,
         "hard_triplets": HardTripletsMiner,
         "miner_with_bank": MinerWithBank,
+        "multi_similarity": MultiSimilarityMiner,
         "n_hard_triplets": NHardTripletsMiner,
         "triplets_with_memory": TripletMinerWithMemory,
     },

@@ -14,7 +14,7 @@ class Registry(dict[str, Callable[..., Any]]):
     Args:
         kind: what the entries are, for messages.
         entries: name -> constructor.
-        nested: argument -> registry, for arguments that are configs of other components themselves.
+        nested: argument -> registry, for arguments that are configs of other components themselves, or lists of them.
 
     Example:
         >>> registry = Registry("optimizer", {"sgd": torch.optim.SGD})
@@ -41,7 +41,7 @@ class Registry(dict[str, Callable[..., Any]]):
         Args:
             config: every key of ``args`` must be an argument of the constructor.
             offered: what the caller has at hand at run time; goes to constructors that have an argument of that
-                name, and takes precedence over the config.
+                name, those of nested configs too, and takes precedence over the config.
 
         Raises:
             KeyError: if there is no such name; the text has the near ones.
@@ -60,8 +60,10 @@ class Registry(dict[str, Callable[..., Any]]):
             hints = "; ".join(f"{key!r}: {_hint(key, parameters)}" for key in unknown)
             raise ValueError(f"The {self.kind} {config['name']!r} has no argument {hints}")
         for key, registry in self.nested.items():
-            if isinstance(args.get(key), Mapping):
-                args[key] = registry.build(args[key])
+            if isinstance(value := args.get(key), Mapping):
+                args[key] = registry.build(value, **offered)
+            elif isinstance(value, list):
+                args[key] = [registry.build(each, **offered) if isinstance(each, Mapping) else each for each in value]
         return constructor(**{**args, **{key: value for key, value in offered.items() if key in parameters}})
 
 
