@@ -72,8 +72,8 @@ def draw_triplets(
     """
     items = _Items.of(labels, labels)
     others = items if negative_labels is None else _Items.of(negative_labels, labels)
-    n_negatives = len(others.order) - others.count
-    n_triplets = (items.count - 1) * n_negatives
+    n_negatives = len(others.order) - others.size
+    n_triplets = (items.size - 1) * n_negatives
     ends = n_triplets.cumsum(0)  # triplets are numbered by anchor, positive, negative
     number = _distinct(int(ends[-1]) if len(ends) else 0, n, generator).to(labels.device)
     anchor = torch.searchsorted(ends, number, right=True)
@@ -82,7 +82,7 @@ def draw_triplets(
     # ranks become places among the sorted items: positives leave out the anchor's own, negatives those of its label
     positive += items.first[anchor]
     positive += positive >= items.places()[anchor]
-    negative += others.count[anchor] * (negative >= others.first[anchor])
+    negative += others.size[anchor] * (negative >= others.first[anchor])
     return Triplets(anchor, items.order[positive], others.order[negative])
 
 
@@ -103,7 +103,7 @@ def items_of_label(
     if anchors is None:
         anchors = torch.arange(len(labels), device=labels.device)
     items = _Items.of(labels, labels[anchors])
-    place, first, count = items.places()[anchors, None], items.first[:, None], items.count[:, None]
+    place, first, count = items.places()[anchors, None], items.first[:, None], items.size[:, None]
     step = torch.arange(int(count.max()) if len(anchors) else 0, device=labels.device)
     is_other = (step > 0) & (step < count)
     # round the label's items, beginning with the item itself
@@ -222,7 +222,7 @@ class _Items(NamedTuple):
 
     order: Tensor
     first: Tensor
-    count: Tensor
+    size: Tensor
 
     @classmethod
     def of(cls, labels: Tensor, wanted: Tensor) -> "_Items":

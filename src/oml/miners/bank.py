@@ -84,16 +84,15 @@ class Bank(nn.Module):
         if not len(labels):
             return
         self._batch_size = self._batch_size or len(labels)
+        assert self.capacity is not None
+        old_embeddings, old_labels = embeddings[:0], labels[:0]
         if len(self.labels):
             self._check_dim(embeddings)
-            kept = self.embeddings.to(embeddings.device), self.labels.to(labels.device)
-            embeddings, labels = torch.cat([kept[0], embeddings.to(kept[0].dtype)]), torch.cat([kept[1], labels])
-        self._keep_last(embeddings, labels)
-
-    def _keep_last(self, embeddings: Tensor, labels: Tensor) -> None:
-        assert self.capacity is not None
-        # clones, as slices would keep all of a longer tensor alive, and a batch may be written to later
-        self.embeddings, self.labels = embeddings[-self.capacity :].clone(), labels[-self.capacity :].clone()
+            old_embeddings, old_labels = self.contents()
+        n_displaced = max(0, len(old_labels) + len(labels) - self.capacity)
+        new_embeddings, new_labels = embeddings[-self.capacity :].to(old_embeddings.dtype), labels[-self.capacity :]
+        self.embeddings = torch.cat([old_embeddings[n_displaced:].to(embeddings.device), new_embeddings])
+        self.labels = torch.cat([old_labels[n_displaced:].to(labels.device), new_labels])
 
     def _check_dim(self, embeddings: Tensor) -> None:
         if embeddings.shape[1] != self.embeddings.shape[1]:
@@ -116,7 +115,7 @@ class Bank(nn.Module):
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.capacity is not None and len(self.labels) > self.capacity:
-            self._keep_last(self.embeddings, self.labels)
+            self.embeddings, self.labels = (part[-self.capacity :].clone() for part in self.contents())
 
     def extra_repr(self) -> str:
         """How full the bank is, for ``repr``."""
