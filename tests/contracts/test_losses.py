@@ -55,6 +55,7 @@ MINER_ARGS: dict[str, dict[str, Any]] = {
     "hard_cluster": {},
     "hard_triplets": {},
     "miner_with_bank": {"bank_size_in_batches": 2, "miner": {"name": "n_hard_triplets", "args": {"n_positive": 2}}},
+    "multi_similarity": {"epsilon": 1.0},
     "n_hard_triplets": {"n_positive": 2, "n_negative": [2, 4]},
     "triplets_with_memory": {"bank_size_in_batches": 2, "tri_expand_k": 3},
 }
@@ -95,6 +96,33 @@ CASES = {
     "proxy_anchor": Case("proxy_anchor", TABLE, has_table=True),
     "surrogate_precision": Case("surrogate_precision", {"k": 2, "temperature2": 0.5}, has_fixed_shapes=False),
     "recall_surrogate": Case("recall_surrogate", {"k_values": [1, 2], "temperature2": 0.1}, has_fixed_shapes=False),
+    "supcon": Case("supcon"),
+    "supcon, bank": Case("supcon", {"bank_size": 20}),
+    "info_nce": Case("info_nce"),
+    "info_nce, bank": Case("info_nce", {"bank_size": 20}),
+    "multi_similarity": Case("multi_similarity"),
+    "multi_similarity, all pairs": Case("multi_similarity", {"epsilon": None}),
+    "matryoshka": Case(
+        "matryoshka",
+        {
+            "dims": [3, DIM],
+            "weights": [0.5, 1],
+            "normalise": True,
+            "criterion": {"name": "triplet_with_miner", "args": {"margin": 2.0, "need_logs": True}},
+        },
+        has_fixed_shapes=False,
+    ),
+    "matryoshka, bank": Case(
+        "matryoshka", {"dims": [3, DIM], "criterion": {"name": "supcon", "args": {"bank_size": 20}}}
+    ),
+    "matryoshka, table": Case(
+        "matryoshka",
+        {
+            "dims": [3, DIM],
+            "criterion": [{"name": "cosface", "args": TABLE | {"in_features": dim, "s": 8}} for dim in (3, DIM)],
+        },
+        has_table=True,
+    ),
 }
 TAKING_LABELS = {key: case for key, case in CASES.items() if case.call is with_labels}
 
@@ -303,8 +331,8 @@ def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_labels_that_do_not_fit(labels_case: Case, labels: Any, as_users_run_it: None) -> None:
     loss = build(labels_case)
-    miner = getattr(loss, "miner", None)
-    owners = {type(part).__name__ for part in (loss, miner, getattr(miner, "miner", None))}
+    parts = [part for module in loss.modules() for part in (module, getattr(module, "miner", None))]
+    owners = {type(part).__name__ for part in parts}
     with pytest.raises(ValueError, match=rf"({'|'.join(owners)}) needs one integer label per embedding"):
         loss(embeddings(), labels)
 
@@ -314,7 +342,8 @@ def test_labels_beyond_the_table(labels_case: Case, wrong: int) -> None:
     if not labels_case.has_table:
         return
     loss = build(labels_case)
-    with pytest.raises(ValueError, match=rf"{type(loss).__name__} needs labels of 0 to 3.* such as \[{wrong}, "):
+    owners = {type(part).__name__ for part in loss.modules()}
+    with pytest.raises(ValueError, match=rf"({'|'.join(owners)}) needs labels of 0 to 3.* such as \[{wrong}, "):
         loss(embeddings(), LABELS.where(LABELS != 2, wrong))
 
 
