@@ -97,7 +97,7 @@ class MatryoshkaLoss(nn.Module):
 def _copies(criterion: nn.Module, n: int) -> list[nn.Module]:
     if n > 1 and "in_features" in signature(type(criterion)).parameters:
         raise ValueError(
-            f"MatryoshkaLoss cannot copy a {type(criterion).__name__}, which is built for one size of embeddings: "
+            f"MatryoshkaLoss cannot copy {type(criterion).__name__}, which is built for one size of embeddings: "
             "give a sequence of them, one for each of the dims, with in_features of that size."
         )
     return [deepcopy(criterion) for _ in range(n)]
