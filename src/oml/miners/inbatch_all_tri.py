@@ -60,7 +60,7 @@ def get_available_triplets(
         >>> get_available_triplets([5, 5, 7])
         ([0, 1], [1, 0], [2, 2])
     """
-    labels = torch.tensor(labels2list(labels), device=device)
+    labels = torch.tensor(labels2list(labels), dtype=torch.int64, device=device)
     anchor, positive, negative = draw_triplets(labels, max_out_triplets, torch.Generator())
     return anchor.tolist(), positive.tolist(), negative.tolist()
 

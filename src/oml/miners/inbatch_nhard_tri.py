@@ -58,7 +58,7 @@ class NHardTripletsMiner(ITripletsMinerInBatch):
         return all(ranks.start == 0 and ranks.stop >= n - 2 for ranks in (self.positive_slice, self.negative_slice))
 
 
-def _ranks(name: str, value: int | Sequence[int]) -> slice:
+def _ranks(name: str, value: object) -> slice:
     pair = (1, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
     if len(pair) != 2 or not all(isinstance(rank, int) and not isinstance(rank, bool) for rank in pair):
         raise TypeError(
