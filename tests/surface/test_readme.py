@@ -1,4 +1,4 @@
-"""The Python code of README.md runs as it stands, each block in a process and a folder of its own."""
+"""The Python code of README.md and docs/ runs as it stands, each block in a process and a folder of its own."""
 
 import os
 import re
@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
+DOCS = sorted((README.parent / "docs").glob("*.md"))
 BLOCKS = dict(re.findall(r"\[comment\]:([\w-]+)-start\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
+for page in DOCS:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    BLOCKS |= {f"{page.stem}-{i}": block for i, block in enumerate(blocks)}
 
 
 def test_all_blocks_are_found() -> None:
-    assert len(BLOCKS) == README.read_text().count("```python")
-    assert {"vanilla-train", "vanilla-validation", "lightning"} <= set(BLOCKS)
+    assert len(BLOCKS) == sum(page.read_text().count("```python") for page in (README, *DOCS))
+    assert {"vanilla-train", "vanilla-validation", "lightning", "losses-0"} <= set(BLOCKS)
 
 
 def test_linked_files_exist() -> None:
