@@ -35,6 +35,12 @@ def test_a_list_of_nested_configs() -> None:
     assert (first.size, second) == (3, "as it is")
 
 
+def test_an_entry_that_builds_what_is_within_itself() -> None:
+    registry = Registry("outer", OUTER, nested={"inner": INNER}, takes_configs={"outer"})
+    registry["outer"] = lambda inner: inner
+    assert registry.build({"name": "outer", "args": {"inner": {"name": "any"}}}) == {"name": "any"}
+
+
 def test_what_is_offered_reaches_nested_components() -> None:
     assert OUTER.build(CONFIG, size=5).inner.size == 5
 

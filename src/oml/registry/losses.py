@@ -16,6 +16,7 @@ from oml.losses.sub_center_arcface import SubCenterArcFaceLoss
 from oml.losses.surrogate_precision import SurrogatePrecision
 from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner
 from oml.registry.miners import MINERS_REGISTRY
+from oml.registry.pml import get_pml_criterion
 from oml.registry.registry import Registry
 
 LOSSES_REGISTRY = Registry(
@@ -35,8 +36,10 @@ LOSSES_REGISTRY = Registry(
         "info_nce": InfoNCELoss,
         "multi_similarity": MultiSimilarityLoss,
         "matryoshka": MatryoshkaLoss,
+        "pml": get_pml_criterion,
     },
     nested={"miner": MINERS_REGISTRY},
+    takes_configs={"pml"},
 )
 LOSSES_REGISTRY.nested["criterion"] = LOSSES_REGISTRY
 

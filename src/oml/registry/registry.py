@@ -1,6 +1,6 @@
 """Names to constructors, and objects out of configs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
@@ -15,6 +15,7 @@ class Registry(dict[str, Callable[..., Any]]):
         kind: what the entries are, for messages.
         entries: name -> constructor.
         nested: argument -> registry, for arguments that are configs of other components themselves, or lists of them.
+        takes_configs: entries whose constructors get such arguments as they are, and build them themselves.
 
     Example:
         >>> registry = Registry("optimizer", {"sgd": torch.optim.SGD})
@@ -27,10 +28,12 @@ class Registry(dict[str, Callable[..., Any]]):
         kind: str,
         entries: Mapping[str, Callable[..., Any]],
         nested: Mapping[str, "Registry"] | None = None,
+        takes_configs: Collection[str] = (),
     ) -> None:
         super().__init__(entries)
         self.kind = kind
         self.nested = dict(nested or {})
+        self.takes_configs = set(takes_configs)
 
     def __missing__(self, name: str) -> Callable[..., Any]:
         raise KeyError(f"No {self.kind} is called {name!r}; {_hint(name, self)}")
@@ -59,7 +62,8 @@ class Registry(dict[str, Callable[..., Any]]):
         if (unknown := sorted(args.keys() - parameters.keys())) and not takes_any:
             hints = "; ".join(f"{key!r}: {_hint(key, parameters)}" for key in unknown)
             raise ValueError(f"The {self.kind} {config['name']!r} has no argument {hints}")
-        for key, registry in self.nested.items():
+        nested = {} if config["name"] in self.takes_configs else self.nested
+        for key, registry in nested.items():
             if isinstance(value := args.get(key), Mapping):
                 args[key] = registry.build(value, **offered)
             elif isinstance(value, list):
