@@ -1,77 +1,228 @@
-"""What every miner of the registry that works in the batch promises."""
+"""What every miner of the registry promises."""
 
+import copy
+import io
 import warnings
 
 import pytest
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
-from oml.interfaces.miners import ITripletsMinerInBatch
+from oml.const import CONFIGS_PATH
+from oml.interfaces.miners import ITripletsMiner, ITripletsMinerByIds, ITripletsMinerInBatch
+from oml.losses.triplet import TripletLossWithMiner
 from oml.registry import MINERS_REGISTRY
 
 LABELS = torch.tensor([3, 1, 3, 1, 2, 2, 3, 2**31 + 1, 2**31 + 1])
 POINTS = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+#: keep some anchors only, by design
+CHOOSY = {"multi_similarity"}
 
 
-@pytest.fixture(params=sorted(MINERS_REGISTRY))
-def miner(request: pytest.FixtureRequest) -> ITripletsMinerInBatch:
-    return MINERS_REGISTRY[request.param]()
+def build(name: str) -> ITripletsMiner:
+    return MINERS_REGISTRY.build(OmegaConf.load(CONFIGS_PATH / "miner" / f"{name}.yaml"))  # pyright: ignore[reportArgumentType]
 
 
-def position(points: Tensor, row: Tensor) -> int:
-    return int((points == row).all(dim=1).nonzero().item())
+BUILT = {name: build(name) for name in sorted(MINERS_REGISTRY)}
+BY_IDS = [name for name, miner in BUILT.items() if isinstance(miner, ITripletsMinerByIds)]
+IN_BATCH = [name for name, miner in BUILT.items() if isinstance(miner, ITripletsMinerInBatch)]
+WITH_STATE = [name for name, miner in BUILT.items() if isinstance(miner, nn.Module)]
+every_miner = pytest.mark.parametrize("name", BUILT)
 
 
-def test_triplets_are_valid(miner: ITripletsMinerInBatch) -> None:
-    anchor, positive, negative = ([position(POINTS, row) for row in rows] for rows in miner.sample(POINTS, LABELS))
-    assert set(anchor) == set(range(len(LABELS)))  # none is missing
-    for a, p, n in zip(anchor, positive, negative, strict=True):
-        assert a != p
-        assert LABELS[a] == LABELS[p] != LABELS[n]
+def batches(n: int, sizes: tuple[int, ...] = (9,)) -> list[tuple[Tensor, Tensor]]:
+    """Batches without lone labels, of which in-batch miners warn."""
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for i in range(n):
+        size = sizes[i % len(sizes)]
+        order = torch.randperm(size, generator=generator)
+        result.append((torch.randn(size, 4, generator=generator), (torch.arange(size) // 2 % max(1, size // 2))[order]))
+    return result
 
 
-def test_gradients_reach_the_embeddings(miner: ITripletsMinerInBatch) -> None:
+def mined(miner: ITripletsMiner, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return miner.sample(*batch)
+
+
+@pytest.mark.parametrize("name", BY_IDS)
+def test_triplets_are_valid(name: str) -> None:
+    miner = build(name)
+    assert isinstance(miner, ITripletsMinerByIds)
+    for step in range(6):  # banks fill on the way, and hold but one set of labels
+        points = POINTS + step
+        candidates, (anchor, positive, negative), is_original = miner.pick(points, LABELS)
+        assert torch.equal(candidates[: len(points)], points)
+        labels = LABELS.repeat(len(candidates) // len(LABELS))
+        assert len(anchor)
+        assert anchor.dtype == positive.dtype == negative.dtype == torch.int64
+        assert all(ids.min() >= 0 and ids.max() < len(candidates) for ids in (anchor, positive, negative))
+        assert (anchor != positive).all()
+        assert (labels[anchor] == labels[positive]).all()
+        assert (labels[anchor] != labels[negative]).all()
+        in_batch = torch.stack([anchor, positive, negative]) < len(points)
+        assert is_original is None or torch.equal(is_original, in_batch.all(dim=0))
+        if name not in CHOOSY:
+            assert set(range(len(LABELS))) <= set(anchor.tolist())  # none is missing
+
+
+@every_miner
+def test_sample_gives_what_pick_does_and_does_not_touch_its_input(name: str) -> None:
+    miner, other = build(name), build(name)
+    points, labels = POINTS.clone(), LABELS.clone()
+    parts = miner.sample(points, labels)
+    assert torch.equal(points, POINTS)
+    assert torch.equal(labels, LABELS)
+    if isinstance(other, ITripletsMinerByIds):
+        candidates, ids, is_original = other.pick(POINTS, LABELS)
+        expected = [candidates[role] for role in ids] + ([] if is_original is None else [is_original])
+        assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
+
+
+@every_miner
+def test_gradients_reach_the_embeddings(name: str) -> None:
     points = POINTS.clone().requires_grad_()
-    anchor, positive, negative = miner.sample(points, LABELS)
-    ((anchor - positive) - (anchor - negative)).square().sum().backward()
+    anchor, positive, negative = build(name).sample(points, LABELS)[:3]
+    ((anchor - positive).square() + (anchor - negative).square()).sum().backward()
     assert points.grad is not None
-    assert (points.grad != 0).all()
+    if name not in CHOOSY:
+        assert (points.grad != 0).any(dim=1).all()
 
 
-def test_gradients_repeat_bit_for_bit(miner: ITripletsMinerInBatch) -> None:
-    labels = torch.arange(16).repeat_interleave(4)
-    points = torch.randn(64, 1280, generator=torch.Generator().manual_seed(0), requires_grad=True)
+@every_miner
+def test_gradients_repeat_bit_for_bit(name: str) -> None:
+    labels = torch.arange(8).repeat_interleave(4)
+    points = torch.randn(32, 640, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
     def gradient() -> Tensor:
-        anchor, positive, negative = miner.sample(points, labels)
+        anchor, positive, negative = build(name).sample(points, labels)[:3]
         loss = ((anchor - positive).norm(dim=1) - (anchor - negative).norm(dim=1)).mean()
         return torch.autograd.grad(loss, points)[0]
 
     first = gradient()
-    assert all(torch.equal(gradient(), first) for _ in range(10))
+    assert all(torch.equal(gradient(), first) for _ in range(5))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtype_is_kept(miner: ITripletsMinerInBatch, dtype: torch.dtype) -> None:
-    assert all(part.dtype == dtype for part in miner.sample(POINTS.to(dtype), LABELS))
+@every_miner
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
+    miner = build(name)
+    for points, labels in batches(5):
+        assert all(part.dtype == dtype for part in mined(miner, (points.to(dtype), labels))[:3])
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
-def test_a_batch_without_triplets_gives_none(miner: ITripletsMinerInBatch, labels: list[int]) -> None:
+@every_miner
+def test_same_seed_same_triplets_and_the_global_generator_stays(name: str) -> None:
+    one, same = build(name), build(name)
+    before = torch.get_rng_state()
+    for batch in batches(5):
+        assert all(torch.equal(a, b) for a, b in zip(mined(one, batch), mined(same, batch), strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_miner
+def test_labels_may_be_a_list(name: str) -> None:
+    expected = build(name).sample(POINTS, LABELS)
+    for labels in (LABELS.tolist(), LABELS.to(torch.int64)):
+        assert all(torch.equal(a, b) for a, b in zip(build(name).sample(POINTS, labels), expected, strict=True))
+
+
+@every_miner
+def test_batches_of_any_size(name: str) -> None:
+    miner = build(name)
+    for batch in batches(16, sizes=(6, 6, 4, 9, 1, 0, 2)):
+        anchor, positive, negative = mined(miner, batch)[:3]
+        assert anchor.shape == positive.shape == negative.shape
+        assert anchor.shape[1] == 4
+
+
+@every_miner
+def test_duplicates(name: str) -> None:
+    miner = build(name)
+    points = torch.zeros(6, 4, requires_grad=True)
+    for _ in range(5):
+        parts = miner.sample(points, [0, 0, 1, 1, 2, 2])[:3]
+        assert all(len(part) or name in CHOOSY for part in parts)
+        sum(part.sum() for part in parts).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    assert points.grad is not None
+    assert points.grad.isfinite().all()
+
+
+@every_miner
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [5]])
+def test_a_batch_without_triplets_gives_none(name: str, labels: list[int]) -> None:
+    points = POINTS[: len(labels)].clone().requires_grad_()
+    batch = points, torch.tensor(labels)
+    assert [tuple(part.shape) for part in mined(build(name), batch)[:3]] == [(0, 4)] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert [tuple(part.shape) for part in miner.sample(POINTS[:3], labels)] == [(0, 4)] * 3
+        loss = TripletLossWithMiner(0.2, build(name), need_logs=True)(*batch)
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(points.grad, torch.zeros_like(points))  # pyright: ignore[reportArgumentType]
 
 
-def test_lone_labels_are_named_once_and_the_others_mined(miner: ITripletsMinerInBatch) -> None:
+@pytest.mark.parametrize("name", IN_BATCH)
+def test_lone_labels_are_named_once_and_the_others_mined(name: str) -> None:
+    miner = build(name)
+    assert isinstance(miner, ITripletsMinerInBatch)
+    points = torch.zeros(5, 4)  # so that those that choose have no choice
     with pytest.warns(UserWarning, match=r"1 labels with a single instance in the batch, such as \[9\]"):
-        anchor, _, negative = miner.sample(POINTS[:5], [4, 4, 9, 5, 5])
-    assert {position(POINTS, row) for row in anchor} == {0, 1, 3, 4}
+        anchor, _, negative = miner.pick(points, [4, 4, 9, 5, 5]).triplets
+    assert set(anchor.tolist()) == {0, 1, 3, 4}
     assert len(negative)
-    miner.sample(POINTS[:5], [4, 4, 9, 5, 5])  # warnings are errors here
+    miner.sample(points, [4, 4, 9, 5, 5])  # warnings are errors here
 
 
+@pytest.mark.parametrize("name", sorted(set(BUILT) - set(IN_BATCH)))
+def test_others_mine_beside_lone_labels(name: str) -> None:
+    miner = build(name)
+    for _ in range(5):
+        assert len(miner.sample(POINTS[:5], [4, 4, 9, 5, 5])[0])
+
+
+@every_miner
 @pytest.mark.parametrize("labels", [[0, 0, 1], [[0], [0], [1], [1]], [0.0, 0.0, 1.0, 1.0]])
-def test_labels_that_do_not_fit(miner: ITripletsMinerInBatch, labels: list) -> None:
+def test_labels_that_do_not_fit(name: str, labels: list) -> None:
+    miner = build(name)
     with pytest.raises(ValueError, match=f"{type(miner).__name__} needs one integer label per embedding"):
         miner.sample(POINTS[:4], torch.tensor(labels))
+
+
+@every_miner
+def test_takes_all_is_no_idle_promise(name: str) -> None:
+    miner = build(name)
+    for n in (4, 9):
+        if miner.takes_all(n):
+            for points, labels in batches(4, sizes=(n,)):
+                candidates = miner.pick(points, labels)  # pyright: ignore[reportAttributeAccessIssue]
+                expected = MINERS_REGISTRY["all_triplets"]().pick(points, labels)
+                assert {*zip(*map(Tensor.tolist, candidates.triplets), strict=True)} == {
+                    *zip(*map(Tensor.tolist, expected.triplets), strict=True)
+                }
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+@pytest.mark.parametrize("n_before", [0, 2, 5])
+def test_state_goes_on_from_a_checkpoint(name: str, n_before: int) -> None:
+    """Banks were plain attributes in the described system: lost on resume."""
+    miner, fresh = TripletLossWithMiner(0.2, build(name)), TripletLossWithMiner(0.2, build(name))
+    for batch in batches(n_before):
+        mined(miner.miner, batch)
+    file = io.BytesIO()
+    torch.save(miner.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    copied = copy.deepcopy(miner)
+    for batch in batches(4, sizes=(9, 6)):
+        expected = mined(miner.miner, batch)
+        for other in (fresh, copied):
+            assert all(torch.equal(a, b) for a, b in zip(mined(other.miner, batch), expected, strict=True))
+
+
+def test_there_are_miners_of_each_kind() -> None:
+    assert {"all_triplets", "hard_triplets", "n_hard_triplets"} <= set(IN_BATCH)
+    assert {"miner_with_bank", "triplets_with_memory"} == set(WITH_STATE)
