@@ -85,7 +85,7 @@ def test_contrastive_losses_follow_the_papers(
     for step, labels in enumerate(batches):
         x = points(len(labels), seed + step)
         expected = literal_contrastive(x, labels, bank, bank_labels, t, kind)
-        torch.testing.assert_close(criterion(x, torch.tensor(labels)), torch.tensor(expected).double())
+        torch.testing.assert_close(criterion(x, torch.tensor(labels)), torch.tensor(expected, dtype=torch.float64))
         if bank_size:
             bank, bank_labels = torch.cat([bank, x])[-bank_size:], [*bank_labels, *labels][-bank_size:]
 
@@ -121,7 +121,7 @@ def test_multi_similarity_follows_the_paper(labels: list[int], seed: int, epsilo
         pairs = multi_similarity_pairs(s, *pairs, epsilon)
     assert [set(map(tuple, mask.nonzero().tolist())) for mask in pairs] == [positives, negatives]
     losses = multi_similarity_loss(s, *pairs, **MULTI_SIMILARITY)
-    torch.testing.assert_close(losses, torch.tensor(terms).double())
+    torch.testing.assert_close(losses, torch.tensor(terms, dtype=torch.float64))
 
     expected = {(i, p, n) for i, p in positives for j, n in negatives if i == j}
     triplets = list(zip(*(ids.tolist() for ids in combined_pairs(*pairs)), strict=True))
@@ -132,10 +132,10 @@ def test_multi_similarity_follows_the_paper(labels: list[int], seed: int, epsilo
 @given(labels=LABELS, seed=st.integers(0, 999), epsilon=st.sampled_from([None, 0.05, 0.45]))
 def test_multi_similarity_loss_and_miner_take_cosines(labels: list[int], seed: int, epsilon: float | None) -> None:
     x = 7 * points(len(labels), seed)  # cosines are 0, 1 and 0.7: no epsilon decides by the last digit
-    s = torch.tensor([[cosine(a, b) for b in x] for a in x]).double()
+    s = torch.tensor([[cosine(a, b) for b in x] for a in x], dtype=torch.float64)
     terms, positives, negatives = literal_multi_similarity(s, labels, epsilon, **MULTI_SIMILARITY)
     criterion = MultiSimilarityLoss(**MULTI_SIMILARITY, epsilon=epsilon)
-    torch.testing.assert_close(criterion(x, labels), torch.tensor(terms).double().mean())
+    torch.testing.assert_close(criterion(x, labels), torch.tensor(terms, dtype=torch.float64).mean())
     assert criterion.last_logs == {"n_positives": len(positives), "n_negatives": len(negatives)}
     if epsilon is not None:
         mined = MultiSimilarityMiner(epsilon).mine(x, torch.tensor(labels))

@@ -69,7 +69,7 @@ def test_precision_follows_the_definition(shape: tuple[int, int], seed: int, k: 
     distances = torch.randint(4, shape, generator=generator).double()
     mask = torch.randint(2, shape, generator=generator)
     ours = surrogate_precision(distances, mask.bool(), k, t1, t2, reduction="none")
-    torch.testing.assert_close(ours, torch.tensor(literal_precision(distances, mask, k, t1, t2)).double())
+    torch.testing.assert_close(ours, torch.tensor(literal_precision(distances, mask, k, t1, t2), dtype=torch.float64))
     for same in (mask, mask.double()):
         torch.testing.assert_close(surrogate_precision(distances, same, k, t1, t2), ours.mean())
     torch.testing.assert_close(surrogate_precision(distances, mask.bool(), k, t1, t2, "sum"), ours.sum())
@@ -82,7 +82,7 @@ def test_recall_follows_the_paper(labels: list[int], seed: int, t2: float) -> No
     k_values = (1, 2, 5)
     criterion = RecallAtKSurrogate(k_values, temperature1=0.7, temperature2=t2)
     expected = literal_recall_loss(x, labels, k_values, 0.7, t2)
-    torch.testing.assert_close(criterion(x, labels), torch.tensor(expected).double())
+    torch.testing.assert_close(criterion(x, labels), torch.tensor(expected, dtype=torch.float64))
     assert criterion.last_logs["n_anchors"] == sum(labels.count(label) > 1 for label in labels)
 
 
@@ -91,7 +91,7 @@ def test_recall_follows_the_paper(labels: list[int], seed: int, t2: float) -> No
 def test_precision_loss_counts_the_item_itself(labels: list[int], seed: int, k: int) -> None:
     x = points(labels, seed)
     mask = torch.tensor([[a == b for a in labels] for b in labels])
-    expected = 1 - torch.tensor(literal_precision(torch.cdist(x, x), mask, k + 1, 1.0, 0.01)).double()
+    expected = 1 - torch.tensor(literal_precision(torch.cdist(x, x), mask, k + 1, 1.0, 0.01), dtype=torch.float64)
     torch.testing.assert_close(SurrogatePrecision(k, reduction="none")(x, labels), expected)
     torch.testing.assert_close(SurrogatePrecision(k)(x, torch.tensor(labels)), expected.mean())
     torch.testing.assert_close(SurrogatePrecision(k, reduction="sum")(x, labels), expected.sum())
