@@ -137,6 +137,25 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("criterion", LOSSES)
+def test_comparisons_are_not_held(criterion: nn.Module) -> None:
+    """Of 40 items with 20 positives each there are 32 000; a block has no more numbers than it should."""
+    sizes = []
+
+    def size_of(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(size_of, lambda tensor: tensor):
+        criterion(torch.randn(40, 3, requires_grad=True), torch.arange(40) % 2)
+    assert max(sizes) == 40 * 40
+    for shape in ((3, 5), (40, 20), (2, 1000)):
+        blocks = list(surrogates._blocks(torch.zeros(shape), torch.zeros(shape[0], 2000)))
+        areas = [len(range(*rows.indices(shape[0]))) * len(range(*cols.indices(shape[1]))) for rows, cols in blocks]
+        assert sum(areas) == shape[0] * shape[1]
+        assert max(areas) * 2000 <= surrogates._NUMBERS
+
+
+@pytest.mark.parametrize("criterion", LOSSES)
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2], [0, 0, 0, 1, 2], [0, 0, 0, 0, 0]])
 def test_gradient(criterion: nn.Module, labels: list[int]) -> None:
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()

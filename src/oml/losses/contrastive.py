@@ -59,7 +59,7 @@ class SupConLoss(_ContrastiveLoss):
     any gives 0, connected to the embeddings. Embeddings need not be normalised.
 
     Needs several instances of a label in a batch, which ``BalanceSampler`` provides, and no miner. It gains from
-    large batches: see the gradient cache, or take a bank.
+    large batches: see :class:`~oml.models.gradient_cache.GradientCache`, or take a bank.
 
     With a bank (Wang et al. 2020, "Cross-Batch Memory for Embedding Learning") the last ``bank_size`` embeddings of
     earlier batches are candidates too, as positives and as negatives, without gradients of their own. Then a label

@@ -24,7 +24,7 @@ class RecallAtKSurrogate(nn.Module):
     Because an item of rank exactly ``k`` counts by half, as in the paper, the loss of a perfect ranking is above 0.
 
     Needs several instances of a label in a batch, which ``BalanceSampler`` provides (4 in the paper), and no miner.
-    The paper's gains come with batches of thousands: see the gradient cache.
+    The paper's gains come with batches of thousands: see :class:`~oml.models.gradient_cache.GradientCache`.
 
     Args:
         k_values: the cut-offs, each above 0.

@@ -18,9 +18,11 @@ class SurrogatePrecision(nn.Module):
     and counts as relevant for itself, so the first ``k + 1`` ranks are looked at. The lone item of a label is relevant
     only for itself, and learns to have no duplicates.
 
+    As relevant items beyond the cut-off count a little too, the loss may fall slightly below 0.
+
     Needs several instances of a label in a batch, which ``BalanceSampler`` provides, and no miner. Large batches are
-    better rankings: see the gradient cache. ``temperature2`` is in the unit of the distances; the default suits
-    normalised embeddings.
+    better rankings: see :class:`~oml.models.gradient_cache.GradientCache`. ``temperature2`` is in the unit of the
+    distances; the default suits normalised embeddings.
 
     Args:
         k: the cut-off, above 0; good values are near the number of instances of a label in a batch.
