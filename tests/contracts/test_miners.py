@@ -54,7 +54,7 @@ def test_triplets_are_valid(name: str) -> None:
     assert isinstance(miner, ITripletsMinerByIds)
     for step in range(6):  # banks fill on the way, and hold but one set of labels
         points = POINTS + step
-        candidates, (anchor, positive, negative), is_original = miner.pick(points, LABELS)
+        candidates, (anchor, positive, negative), is_original, _ = miner.pick(points, LABELS)[:3]
         assert torch.equal(candidates[: len(points)], points)
         labels = LABELS.repeat(len(candidates) // len(LABELS))
         assert len(anchor)
@@ -77,7 +77,7 @@ def test_sample_gives_what_pick_does_and_does_not_touch_its_input(name: str) -> 
     assert torch.equal(points, POINTS)
     assert torch.equal(labels, LABELS)
     if isinstance(other, ITripletsMinerByIds):
-        candidates, ids, is_original = other.pick(POINTS, LABELS)
+        candidates, ids, is_original, _ = other.pick(POINTS, LABELS)[:3]
         expected = [candidates[role] for role in ids] + ([] if is_original is None else [is_original])
         assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
 

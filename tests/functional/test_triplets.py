@@ -78,13 +78,14 @@ def test_draws_are_uniform(n: int) -> None:
     assert deviation < 2 * len(everything)  # chi squared of that many degrees of freedom
 
 
-def test_drawing_from_billions() -> None:
-    labels = torch.arange(4096) % 64
-    anchor, positive, negative = draw_triplets(labels, 1000, torch.Generator())  # of a billion
+def test_drawing_needs_no_memory_for_what_there_is() -> None:
+    labels = torch.arange(2**16) % 256
+    anchor, positive, negative = draw_triplets(labels, 1000, torch.Generator())  # of 10^12
+    assert len(anchor) == 1000
     assert (labels[anchor] == labels[positive]).all()
     assert (labels[anchor] != labels[negative]).all()
     assert (anchor != positive).all()
-    assert len(anchor.unique()) > 800
+    assert len(anchor.unique()) > 900
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from oml.miners.bank import Bank
 
@@ -157,7 +157,7 @@ def test_banks_of_two_processes_are_equal(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank, args=(port, tmp_path), nprocs=2)
+    spawn(_rank, args=(port, tmp_path), nprocs=2)
     pushed = [0, 1, 10, 11, 100, 101, 110, 111, 200, 210, 211, 300, 301, 302, 310, 311, 410, 411]
     for rank in range(2):
         (embeddings, labels), capacity = torch.load(tmp_path / f"{rank}.pt")
