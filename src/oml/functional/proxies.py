@@ -147,7 +147,7 @@ def proxy_anchor_loss(
     same = own == labels
     share = same.sum(dim=1).to(cosines.dtype).reciprocal()
     pull = F.softplus(pulls.where(same, -torch.inf).logsumexp(dim=1))
-    # a proxy may have no other item: the lowest number keeps its gradient 0, where minus infinity would make it NaN
+    # a proxy may have no other item: the lowest number gives a gradient of 0, where minus infinity would give NaN
     pushes = (scale * cosines).add_(scale * margin).scatter_(1, own, torch.finfo(cosines.dtype).min)
     push = F.softplus(pushes.logsumexp(dim=0))
     return (pull * share).sum() / share.sum().clamp(min=1) + push.mean()

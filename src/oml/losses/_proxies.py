@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from oml.functional.label_smoothing import check_epsilon, label_smoothing
 from oml.functional.labels import checked_labels
 from oml.functional.losses import Reduction, check_reduction
-from oml.functional.precision import in_full_precision
 from oml.functional.proxies import cosines_to_nearest_centers
 from oml.interfaces.miners import TLabels
 
@@ -87,7 +86,6 @@ class MarginSoftmaxLoss(nn.Module, ABC):
             features, checked_batch(type(self).__name__, features, labels, self.num_classes, in_features)
         )
 
-    @in_full_precision
     def of_checked(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, "..."]:
         """The loss, without a look at the labels: that makes a GPU wait, so once a step is enough."""
         cosines = self.fc(features)

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from oml.functional.precision import in_full_precision
 from oml.functional.proxies import cosines_to_proxies, proxy_anchor_loss
 from oml.interfaces.miners import TLabels
 from oml.losses._proxies import accuracy_logs, check_sizes, checked_batch
@@ -53,7 +52,6 @@ class ProxyAnchorLoss(nn.Module):
         # normal numbers, as in the paper: all directions are equally likely
         self.proxies = nn.Parameter(nn.init.kaiming_normal_(torch.empty(num_classes, in_features), mode="fan_out"))
 
-    @in_full_precision
     def forward(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Float[Tensor, ""]:
         """The loss of the batch; labels are 0 to ``num_classes - 1``."""
         labels = checked_batch("ProxyAnchorLoss", features, labels, *self.proxies.shape)
