@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from oml.const import CONFIGS_PATH
+from oml.functional.distances import elementwise_dist
 from oml.interfaces.miners import ITripletsMiner, ITripletsMinerByIds, ITripletsMinerInBatch
 from oml.losses.triplet import TripletLossWithMiner
 from oml.registry import MINERS_REGISTRY
@@ -54,7 +55,7 @@ def test_triplets_are_valid(name: str) -> None:
     assert isinstance(miner, ITripletsMinerByIds)
     for step in range(6):  # banks fill on the way, and hold but one set of labels
         points = POINTS + step
-        candidates, (anchor, positive, negative), is_original, _ = miner.pick(points, LABELS)[:3]
+        candidates, (anchor, positive, negative), is_original, distances = miner.pick(points, LABELS)
         assert torch.equal(candidates[: len(points)], points)
         labels = LABELS.repeat(len(candidates) // len(LABELS))
         assert len(anchor)
@@ -65,6 +66,9 @@ def test_triplets_are_valid(name: str) -> None:
         assert (labels[anchor] != labels[negative]).all()
         in_batch = torch.stack([anchor, positive, negative]) < len(points)
         assert is_original is None or torch.equal(is_original, in_batch.all(dim=0))
+        if distances is not None:
+            expected = [elementwise_dist(candidates[anchor], candidates[ids]) for ids in (positive, negative)]
+            torch.testing.assert_close(list(distances), expected)
         if name not in CHOOSY:
             assert set(range(len(LABELS))) <= set(anchor.tolist())  # none is missing
 
@@ -77,7 +81,7 @@ def test_sample_gives_what_pick_does_and_does_not_touch_its_input(name: str) -> 
     assert torch.equal(points, POINTS)
     assert torch.equal(labels, LABELS)
     if isinstance(other, ITripletsMinerByIds):
-        candidates, ids, is_original, _ = other.pick(POINTS, LABELS)[:3]
+        candidates, ids, is_original, _ = other.pick(POINTS, LABELS)
         expected = [candidates[role] for role in ids] + ([] if is_original is None else [is_original])
         assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
 
@@ -226,3 +230,19 @@ def test_state_goes_on_from_a_checkpoint(name: str, n_before: int) -> None:
 def test_there_are_miners_of_each_kind() -> None:
     assert {"all_triplets", "hard_triplets", "n_hard_triplets"} <= set(IN_BATCH)
     assert {"miner_with_bank", "triplets_with_memory"} == set(WITH_STATE)
+
+
+@every_miner
+def test_a_bank_takes_in_batches_in_training_mode_only(name: str) -> None:
+    miner = build(name)
+    if not isinstance(miner, nn.Module):
+        return
+    miner.sample(POINTS, LABELS)
+    before = copy.deepcopy(miner.state_dict())
+    assert any(len(value) for value in before.values() if value.ndim)
+    miner.eval().sample(POINTS + 1, LABELS)
+    banks = {key for key in before if "bank" in key}
+    assert banks
+    assert all(torch.equal(miner.state_dict()[key], before[key]) for key in banks)
+    miner.train().sample(POINTS + 1, LABELS)
+    assert not all(torch.equal(miner.state_dict()[key], before[key]) for key in banks)

@@ -116,8 +116,16 @@ def test_distances_by_ids_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "_NUMBERS", 10)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 0], [1, 2, 3, 4, 5, 0, 1, 5]])
-    torch.testing.assert_close(indexed_dist(x, *ids), elementwise_dist(x[ids[0]], x[ids[1]]))
-    assert gradcheck(lambda y: indexed_dist(y, *ids), x)
+    known = elementwise_dist(x[ids[0]], x[ids[1]]).detach()
+    torch.testing.assert_close(indexed_dist(x, *ids), known)
+    for repeats in (1, 5):  # few pairs, and enough to be searched for repeats
+        pairs = ids.repeat(1, repeats)
+        assert gradcheck(lambda y, pairs=pairs: indexed_dist(y, *pairs), x)
+        found = indexed_dist(x, *pairs, known.repeat(repeats))
+        assert torch.equal(found, known.repeat(repeats))
+        weights = torch.rand(len(found), generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        gradients = [torch.autograd.grad((d * weights).sum(), x)[0] for d in (found, indexed_dist(x, *pairs))]
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from oml.functional import triplet_sums
 from oml.functional.distances import elementwise_dist
 from oml.functional.losses import triplet_loss
-from oml.functional.triplet_sums import items_of_label, sum_over_all_triplets
+from oml.functional.triplet_sums import sum_over_all_triplets
 from oml.functional.triplets import all_triplets
 
 MARGINS = [0.2, 1.5, None]
@@ -113,13 +113,3 @@ def test_collapsed_embeddings_have_a_finite_gradient() -> None:
     for margin in MARGINS:
         (gradient,) = torch.autograd.grad(sum_over_all_triplets(x, torch.tensor([0, 0, 0, 1, 1, 1]), margin).loss, x)
         assert gradient.tolist() == [[0] * 4] * 6
-
-
-@given(labels=LABELS)
-def test_items_of_a_label(labels: list[int]) -> None:
-    ids, is_other = items_of_label(torch.tensor(labels, dtype=torch.int64))
-    for i, label in enumerate(labels):
-        others = {j for j, other in enumerate(labels) if other == label and j != i}
-        assert ids[i, 0] == i
-        assert sorted(ids[i][is_other[i]].tolist()) == sorted(others)
-        assert set(ids[i][~is_other[i]].tolist()) == {i}

@@ -12,7 +12,7 @@ from oml.functional.precision import in_full_precision
 
 #: squared distance relative to squared norms below which a product of vectors of this type is not trusted
 _NEAR = {torch.float32: 0.1, torch.float64: 1e-6}
-_NUMBERS = 2**20  # of the vectors that are subtracted at a time: 4 MiB of float32
+_NUMBERS = 2**17  # of the vectors that are subtracted at a time: what caches hold, and allocators keep
 
 
 def elementwise_dist(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "row dim"], p: int = 2) -> Float[Tensor, " row"]:
@@ -36,21 +36,32 @@ def elementwise_dist(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "row dim"],
 
 
 def indexed_dist(
-    x: Float[Tensor, "row dim"], ids1: Int[Tensor, " pair"], ids2: Int[Tensor, " pair"]
+    x: Float[Tensor, "row dim"],
+    ids1: Int[Tensor, " pair"],
+    ids2: Int[Tensor, " pair"],
+    known: Float[Tensor, " pair"] | None = None,
 ) -> Float[Tensor, " pair"]:
     """The L2 distance of ``x[ids1[i]]`` and ``x[ids2[i]]``, without a copy of the rows for each pair.
 
     So a million pairs of a batch need the memory of a million numbers, and many pairs that repeat are computed once,
     in the backward pass as well. Where a distance is zero, so is its gradient.
 
+    Args:
+        x: Vectors.
+        ids1: Positions of the first of each pair.
+        ids2: Positions of the second.
+        known: The distances, if they are known: they lack but the gradient.
+
     Example:
         >>> indexed_dist(torch.tensor([[0.0], [3.0], [7.0]]), torch.tensor([0, 0]), torch.tensor([1, 2]))
         tensor([3., 7.])
     """
     if len(ids1) <= 4 * len(x):  # too few to look for repeats
-        return _IndexedEuclidean.apply(x, ids1, ids2)  # pyright: ignore[reportReturnType]
+        return _IndexedEuclidean.apply(x, ids1, ids2, known)  # pyright: ignore[reportReturnType]
     pairs, place = torch.unique(ids1 * len(x) + ids2, return_inverse=True)
-    distances = _IndexedEuclidean.apply(x, pairs // len(x), pairs % len(x))
+    if known is not None:
+        known = known.new_empty(len(pairs)).scatter_(0, place, known)
+    distances = _IndexedEuclidean.apply(x, pairs // len(x), pairs % len(x), known)
     return distances.index_select(0, place)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
@@ -237,16 +248,19 @@ class _PairwiseEuclidean(torch.autograd.Function):
 
 class _IndexedEuclidean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids1: Tensor, ids2: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ids1: Tensor, ids2: Tensor, known: Tensor | None) -> Tensor:
         distances = x.new_empty(len(ids1))
-        for part, rows, columns in _parts(x.shape[1], distances, ids1, ids2):
-            part.copy_(torch.linalg.vector_norm(_differences(x, rows, x, columns, x.dtype), dim=1))
+        if known is not None:
+            distances.copy_(known)
+        else:
+            for part, rows, columns in _parts(x.shape[1], distances, ids1, ids2):
+                part.copy_(torch.linalg.vector_norm(_differences(x, rows, x, columns, x.dtype), dim=1))
         ctx.save_for_backward(x, ids1, ids2, distances)
         return distances
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, ids1, ids2, distances = ctx.saved_tensors
         slopes = (gradient / distances).masked_fill_(distances == 0, 0)
         result = torch.zeros_like(x)
@@ -254,4 +268,4 @@ class _IndexedEuclidean(torch.autograd.Function):
             pull = _differences(x, rows, x, columns, x.dtype).mul_(slope[:, None])
             result.index_add_(0, rows, pull)
             result.index_add_(0, columns, pull, alpha=-1)
-        return result, None, None
+        return result, None, None, None

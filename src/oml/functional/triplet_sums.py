@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from oml.functional.distances import euclidean_pairs
+from oml.functional.triplets import items_of_label
 
 _NUMBERS = 2**18  # of distances that are dealt with at a time: 1 MiB, which caches hold
 _FEW_POSITIVES = 24  # of an anchor, up to which it is quicker to take one after the other than to sort them
@@ -55,25 +56,6 @@ def sum_over_all_triplets(
     """
     loss, *others = _SumOverAllTriplets.apply(embeddings, labels, margin)  # pyright: ignore[reportGeneralTypeIssues]
     return TripletSum(loss, *others)
-
-
-def items_of_label(labels: Int[Tensor, " batch"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
-    """For each item: itself, the other items of its label, and padding by itself; and which entries are others.
-
-    Example:
-        >>> ids, is_other = items_of_label(torch.tensor([7, 5, 7]))
-        >>> ids.tolist(), is_other.tolist()
-        ([[0, 2], [1, 1], [2, 0]], [[False, True], [False, False], [False, True]])
-    """
-    order = labels.argsort(stable=True)
-    _, label, counts = labels.unique(return_inverse=True, return_counts=True)
-    most = int(counts.max()) if len(labels) else 0
-    count, first = counts[label][:, None], (counts.cumsum(0) - counts)[label][:, None]
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(labels), device=labels.device))[:, None]
-    step = torch.arange(most, device=labels.device)
-    is_other = (step > 0) & (step < count)
-    # round the label's items, beginning with the item itself
-    return order[torch.where(is_other, first + (place - first + step) % count, place)], is_other
 
 
 class _SumOverAllTriplets(torch.autograd.Function):

@@ -41,6 +41,8 @@ class MinedTriplets(NamedTuple):
     triplets: Triplets
     #: which triplets are of the batch alone; for miners that tell those apart, else ``None``
     is_original: Bool[Tensor, " triplet"] | None = None
+    #: L2 distances of the anchors to the positives and to the negatives, without a graph, if the miner looked at them
+    distances: tuple[Float[Tensor, " triplet"], Float[Tensor, " triplet"]] | None = None
 
 
 class ITripletsMiner(ABC):
@@ -78,7 +80,7 @@ class ITripletsMinerByIds(ITripletsMiner):
 
     def sample(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> tuple[Tensor, ...]:
         """The mined triplets' embeddings. A batch without a triplet gives three tensors of shape ``(0, dim)``."""
-        candidates, ids, is_original = self.pick(features, labels)
+        candidates, ids, is_original, _ = self.pick(features, labels)
         # not candidates[ids]: on several threads its backward pass adds in an order that differs from run to run
         triplets = tuple(candidates.index_select(0, role) for role in ids)
         return triplets if is_original is None else (*triplets, is_original)

@@ -179,8 +179,9 @@ class TripletLossWithMiner(ITripletLossWithMiner):
         else:
             is_original = None
             if isinstance(miner, ITripletsMinerByIds):
-                candidates, (anchor, positive, negative), is_original = miner.pick(features, labels)
-                both = indexed_dist(candidates, anchor.repeat(2), torch.cat([positive, negative]))
+                candidates, (anchor, positive, negative), is_original, known = miner.pick(features, labels)
+                ends = torch.cat([positive, negative])
+                both = indexed_dist(candidates, anchor.repeat(2), ends, None if known is None else torch.cat(known))
                 distances = both[: len(anchor)], both[len(anchor) :]
             else:
                 anchors, positives, negatives = miner.sample(features, labels)[:3]

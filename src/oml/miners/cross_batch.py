@@ -46,7 +46,7 @@ class TripletMinerWithMemory(nn.Module, ITripletsMinerByIds):
         self._generator = torch.Generator().manual_seed(seed)
 
     def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
-        """Positions among the batch and, behind it, the bank, which then takes in the batch.
+        """Positions among the batch and, behind it, the bank, which in training mode takes in the batch then.
 
         First come those of pairs of the batch, then those of pairs of the bank, then the batch's own, which alone are
         original.
@@ -66,7 +66,8 @@ class TripletMinerWithMemory(nn.Module, ITripletsMinerByIds):
         bank_negatives = Triplets(anchor, positive, negative + n)
         anchor, positive, negative = draw_triplets(of_bank, n_each, self._generator, of_batch)
         bank_pairs = Triplets(anchor + n, positive + n, negative)
-        self.bank.push(features, labels)
+        if self.training:
+            self.bank.push(features, labels)
         triplets = Triplets(*(torch.cat(ids) for ids in zip(bank_negatives, bank_pairs, own, strict=True)))
         is_original = torch.arange(len(triplets.anchor), device=labels.device) >= len(triplets.anchor) - len(own.anchor)
         return MinedTriplets(candidates, triplets, is_original)

@@ -3,9 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.distances import pairwise_dist
-from oml.functional.triplets import Triplets, hardest_triplets
-from oml.interfaces.miners import ITripletsMinerInBatch
+from oml.functional.triplets import Triplets
+from oml.interfaces.miners import ITripletsMinerInBatch, MinedTriplets, TLabels
+from oml.miners._hardest import hardest_among
 
 
 class HardTripletsMiner(ITripletsMinerInBatch):
@@ -16,4 +16,8 @@ class HardTripletsMiner(ITripletsMinerInBatch):
 
     def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
         """Positions of one triplet per anchor, by the L2 distances of ``features``."""
-        return hardest_triplets(pairwise_dist(features, features), labels)
+        return hardest_among(features, labels, len(features)).triplets
+
+    def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
+        """The triplets and their distances; as :meth:`~oml.interfaces.miners.ITripletsMinerInBatch.pick`."""
+        return hardest_among(features, self.checked(features, labels), len(features))

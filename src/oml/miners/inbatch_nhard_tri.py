@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.distances import pairwise_dist
-from oml.functional.triplets import Triplets, n_hardest_triplets
-from oml.interfaces.miners import ITripletsMinerInBatch
-
-_NUMBERS = 2**21  # of distances at a time: 8 MiB
+from oml.functional.triplets import Triplets
+from oml.interfaces.miners import ITripletsMinerInBatch, MinedTriplets, TLabels
+from oml.miners._hardest import hardest_among
 
 
 class NHardTripletsMiner(ITripletsMinerInBatch):
@@ -39,19 +36,17 @@ class NHardTripletsMiner(ITripletsMinerInBatch):
 
     def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
         """Positions of the triplets, by the L2 distances of ``features``."""
-        return self.mine_among(features, labels, len(features))
+        return self.mine_among(features, labels, len(features)).triplets
+
+    def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
+        """The triplets and their distances; as :meth:`~oml.interfaces.miners.ITripletsMinerInBatch.pick`."""
+        return self.mine_among(features, self.checked(features, labels), len(features))
 
     def mine_among(
         self, candidates: Float[Tensor, "candidate dim"], labels: Int[Tensor, " candidate"], n_anchors: int
-    ) -> Triplets:
+    ) -> MinedTriplets:
         """The triplets of the first ``n_anchors`` candidates, with all of them as positives and negatives."""
-        parts = []
-        for anchors in torch.arange(n_anchors, device=labels.device).split(max(1, _NUMBERS // max(1, len(labels)))):
-            # the tensor itself is known to be symmetric, a part of it is not
-            rows = candidates if len(anchors) == len(candidates) else candidates[anchors]
-            distances = pairwise_dist(rows, candidates)
-            parts.append(n_hardest_triplets(distances, labels, self.positive_slice, self.negative_slice, anchors))
-        return Triplets(*(torch.cat(ids) for ids in zip(*parts, strict=True)))
+        return hardest_among(candidates, labels, n_anchors, self.positive_slice, self.negative_slice)
 
     def takes_all(self, n: int) -> bool:
         """Whether of ``n`` items no anchor can have more positives or negatives than are taken."""

@@ -52,7 +52,7 @@ class MinerWithBank(nn.Module, ITripletsMinerByIds):
         return self.bank.is_full
 
     def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
-        """Positions among the batch and, behind it, the bank, which then takes in the batch.
+        """Positions among the batch and, behind it, the bank, which in training mode takes in the batch then.
 
         Raises:
             ValueError: There is not one integer label per embedding.
@@ -60,11 +60,12 @@ class MinerWithBank(nn.Module, ITripletsMinerByIds):
         candidates = features, self.checked(features, labels)
         if self.is_accumulated:
             candidates = self.bank.joined(*candidates)
-        triplets = self.miner.mine_among(candidates[0].detach(), candidates[1], len(features))
+        mined = self.miner.mine_among(*candidates, len(features))
         if self.need_logs:
-            self.last_logs = _logs(triplets, len(features), len(candidates[0]))
-        self.bank.push(features, candidates[1][: len(features)])
-        return MinedTriplets(candidates[0], triplets)
+            self.last_logs = _logs(mined.triplets, len(features), len(candidates[0]))
+        if self.training:
+            self.bank.push(features, candidates[1][: len(features)])
+        return mined
 
 
 def _logs(triplets: Triplets, n_batch: int, n_candidates: int) -> dict[str, Tensor]:
