@@ -197,6 +197,14 @@ def test_wholly_in_half_precision(kind: type[nn.Module], dtype: torch.dtype) -> 
     assert all(p.grad is not None and p.grad.dtype == dtype and p.grad.isfinite().all() for p in criterion.parameters())
 
 
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_embeddings_and_a_float_loss(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    x, labels = batch()
+    x, criterion = x.to(dtype), built(kind)
+    torch.testing.assert_close(criterion(x, labels), criterion(x.float(), labels), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", [ArcFaceLoss, CosFaceLoss, SubCenterArcFaceLoss])
 @pytest.mark.parametrize("epsilon", [0, 0.2])
 def test_gradient(kind: type[nn.Module], epsilon: float) -> None:
@@ -320,6 +328,7 @@ def test_all_of_it_moves(kind: type[nn.Module]) -> None:
     criterion = built(kind, smoothing_epsilon=0.2, label2category=CATEGORIES).to("meta")
     assert criterion(x.to("meta"), labels.to("meta")).is_meta
     assert criterion.last_logs["accuracy"].is_meta
+    assert getattr(criterion, "arcface", criterion).label2category.is_meta
 
 
 # --- categories and the registry

@@ -93,7 +93,7 @@ class MarginSoftmaxLoss(nn.Module, ABC):
         logits = self._logits(cosines, labels)
         if len(labels) == 0 and self.criterion.reduction == "mean":
             return logits.sum()  # the mean over nothing is NaN; the sum is 0 and keeps the graph
-        return self.criterion(logits, self.smooth_labels(labels).to(logits) if self._smooths_in_categories else labels)
+        return self.criterion(logits, self.smooth_labels(labels) if self._smooths_in_categories else labels)
 
     def fc(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch label"]:
         """Cosines with the proxies, of each label the nearest, without margin and scale."""
