@@ -213,12 +213,13 @@ def _by_products(x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> Euclidean
 def _not_above(squared: Tensor, bounds_1: Tensor, bounds_2: Tensor) -> tuple[Tensor, Tensor]:
     """Positions at which ``squared`` is not above the sum of its row's and its column's bound."""
     excess = squared - bounds_2
+    none = torch.empty(0, dtype=torch.int64, device=squared.device)
     if not excess.numel():
-        nowhere = torch.empty(0, dtype=torch.int64, device=squared.device)
-        return nowhere, nowhere
-    rows = (excess.amin(dim=1, keepdim=True) <= bounds_1).nonzero()[
-        :, 0
-    ]  # mostly few: a minimum is quicker than a mask
+        return none, none
+    # mostly no row or few: a minimum is quicker than a mask
+    rows = (excess.amin(dim=1, keepdim=True) <= bounds_1).nonzero()[:, 0]
+    if not len(rows):
+        return none, none
     row, column = (excess.index_select(0, rows) <= bounds_1.index_select(0, rows)).nonzero(as_tuple=True)
     return rows[row], column
 
@@ -229,7 +230,9 @@ def _differences(x1: Tensor, ids1: Tensor, x2: Tensor, ids2: Tensor, dtype: torc
 
 def _parts(dim: int, *of_pairs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors, which have an entry per pair of vectors, in parts that are subtracted at a time."""
-    return zip(*(values.split(max(1, _NUMBERS // max(1, dim))) for values in of_pairs), strict=True)
+    size = max(1, _NUMBERS // max(1, dim))
+    for start in range(0, len(of_pairs[0]), size):
+        yield tuple(values[start : start + size] for values in of_pairs)
 
 
 class _PairwiseEuclidean(torch.autograd.Function):
