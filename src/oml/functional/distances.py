@@ -191,7 +191,7 @@ def _products_are_exact(device: torch.device) -> bool:
 def _by_products(x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> EuclideanPairs | None:
     """Distances by a product in ``dtype``, those of near pairs by subtraction; ``None`` if float64 would be quicker."""
     a, b = x1.to(dtype), None if x2 is None else x2.to(dtype)
-    centre = (a if b is None else torch.cat([a, b])).mean(dim=0)
+    centre = a.mean(dim=0) if b is None else (a.sum(dim=0) + b.sum(dim=0)) / (len(a) + len(b))
     a, b = a - centre, None if b is None else b - centre
     other = a if b is None else b
     norms_1, norms_2 = a.square().sum(dim=1)[:, None], other.square().sum(dim=1)

@@ -182,14 +182,14 @@ class TripletLossWithMiner(ITripletLossWithMiner):
                 candidates, (anchor, positive, negative), is_original, known = miner.pick(features, labels)
                 ends = torch.cat([positive, negative])
                 both = indexed_dist(candidates, anchor.repeat(2), ends, None if known is None else torch.cat(known))
-                distances = both[: len(anchor)], both[len(anchor) :]
+                to_positives, to_negatives = both.view(2, len(anchor)).unbind()
             else:
                 anchors, positives, negatives = miner.sample(features, labels)[:3]
-                distances = elementwise_dist(anchors, positives), elementwise_dist(anchors, negatives)
-            loss, n_triplets = self.loss.of_distances(*distances), len(distances[0])
+                to_positives, to_negatives = elementwise_dist(anchors, positives), elementwise_dist(anchors, negatives)
+            loss, n_triplets = self.loss.of_distances(to_positives, to_negatives), len(to_positives)
             logs = self.loss.last_logs
             if self.loss.need_logs and is_original is not None:
-                logs = logs | self._logs_by_origin(*distances, is_original)
+                logs = logs | self._logs_by_origin(to_positives, to_negatives, is_original)
         if self.strict and not n_triplets:
             raise ValueError(
                 f"{type(miner).__name__} found no triplet in a batch of {len(features)} embeddings, whose labels begin "
