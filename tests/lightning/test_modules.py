@@ -20,6 +20,7 @@ from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.metric import MetricValCallback
 from oml.lightning.modules.extractor import ExtractorModule
 from oml.losses.arcface import ArcFaceLoss
+from oml.losses.contrastive import SupConLoss
 from oml.losses.triplet import TripletLossWithMiner
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.models.utils import load_weights
@@ -165,6 +166,24 @@ def test_predictions_hold_embeddings(val_loader: DataLoader, tmp_path: Path) -> 
     batches = trainer(tmp_path).predict(module(), val_loader)
     assert batches is not None
     assert sum(len(batch["embeddings"]) for batch in batches) == 12  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    "criterion", [ArcFaceLoss(in_features=8, num_classes=4), SupConLoss(bank_size=4)], ids=["parameters", "bank"]
+)
+def test_a_checkpoint_serves_without_the_criterion(
+    criterion: nn.Module, train_loader: DataLoader, val_loader: DataLoader, tmp_path: Path
+) -> None:
+    extractor, path = Tiny(), tmp_path / "last.ckpt"
+    optimizer = torch.optim.SGD([*extractor.parameters(), *criterion.parameters()], lr=0.1)
+    training = trainer(tmp_path, max_epochs=1)
+    training.fit(ExtractorModule(extractor, criterion, optimizer), train_loader)
+    training.save_checkpoint(path)
+    loaded = ExtractorModule.load_from_checkpoint(path, extractor=Tiny(), weights_only=True)
+    torch.testing.assert_close(loaded.model.state_dict(), extractor.state_dict(), rtol=0, atol=0)
+    predicting = ExtractorModule(Tiny())
+    trainer(tmp_path).predict(predicting, val_loader, ckpt_path=path, weights_only=True)
+    torch.testing.assert_close(predicting.model.state_dict(), extractor.state_dict(), rtol=0, atol=0)
 
 
 def test_the_scheduler_steps_and_is_logged(train_loader: DataLoader, tmp_path: Path) -> None:

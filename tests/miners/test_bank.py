@@ -95,9 +95,20 @@ def test_a_smaller_bank_loads_the_newest() -> None:
     assert fewer.capacity == 4
 
 
+def test_a_checkpoint_of_earlier_versions_has_no_bank() -> None:
+    model = nn.ModuleDict({"bank": Bank(2), "linear": nn.Linear(1, 1)})
+    model.load_state_dict(model["linear"].state_dict(prefix="linear."))
+    bank = model["bank"]
+    assert isinstance(bank, Bank)
+    assert len(bank.contents()[1]) == 0
+    bank.push(*batch(0, 2))
+    assert bank.contents()[1].tolist() == [0, 1]
+
+
 def test_lacking_state_is_told() -> None:
-    with pytest.raises(RuntimeError, match="Missing key"):
-        Bank(2).load_state_dict({})
+    for name, part in Bank(2).state_dict().items():
+        with pytest.raises(RuntimeError, match="Missing key"):
+            Bank(2).load_state_dict({name: part})
 
 
 def test_bank_moves() -> None:

@@ -11,7 +11,8 @@ from torch import distributed as dist
 class Bank(nn.Module):
     """The last embeddings that were pushed and their labels ("cross-batch memory", Wang et al. 2020).
 
-    Both are buffers, so they move with ``.to()`` and travel in checkpoints; a fresh bank loads a bank of any size.
+    Both are buffers, so they move with ``.to()`` and travel in checkpoints; a fresh bank loads a bank of any size,
+    and a checkpoint without a bank leaves it as it is.
     Size and type of the embeddings are those of the first push. Batches may have any size, the last one included.
 
     In a process group each push takes in the batches of all ranks, in rank order: the banks of all ranks are equal.
@@ -110,6 +111,8 @@ class Bank(nn.Module):
         self._batch_size = int(state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):
+            return  # of an earlier version, which did not keep banks in checkpoints
         for name in ("embeddings", "labels"):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))

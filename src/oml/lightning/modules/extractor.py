@@ -21,7 +21,8 @@ class ExtractorModule(pl.LightningModule):
 
     Args:
         extractor: makes the embeddings; checkpoints hold its weights under ``model.``.
-        criterion: loss of embeddings and labels; needed to train. Losses of pytorch-metric-learning fit as they are.
+        criterion: loss of embeddings and labels; needed to train, not to load a checkpoint and predict. Losses of
+            pytorch-metric-learning fit as they are.
         optimizer: needed to train. Of losses with parameters of their own, such as ArcFace, it gets those too:
             ``SGD([*extractor.parameters(), *criterion.parameters()])``.
         scheduler: of the learning rate.
@@ -99,6 +100,12 @@ class ExtractorModule(pl.LightningModule):
         if self.monitor_metric is not None:
             scheduler["monitor"] = self.monitor_metric
         return {"optimizer": self.optimizer, "lr_scheduler": scheduler}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the state of the criterion, if there is none here: embeddings do not need it."""
+        if self.criterion is None:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("criterion.")}
 
     def _warn_of_idle_parameters(self, optimizer: Optimizer) -> None:
         optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
