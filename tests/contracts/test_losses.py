@@ -42,8 +42,6 @@ class Case:
     has_table: bool = False
     #: it chooses at random, so the order of the batch matters
     draws: bool = False
-    #: its checkpoint holds all that its next value depends on, the state of draws included
-    resumes: bool = True
     #: it has layers, which work in the precision of the model
     has_layers: bool = False
     #: all its shapes follow from those of its inputs, so that it runs on the meta device
@@ -73,7 +71,6 @@ CASES = {
         "triplet_with_miner",
         {"margin": 5.0, "miner": {"name": "all_triplets", "args": {"max_output_triplets": 150}}},
         draws=True,
-        resumes=False,
         has_fixed_shapes=False,
     ),
     **{
@@ -394,8 +391,6 @@ def test_no_triplets_at_all() -> None:
 
 
 def test_a_checkpoint_goes_on_where_training_stopped(case: Case) -> None:
-    if not case.resumes:
-        return
     loss = trained(case)
     file = BytesIO()
     torch.save(loss.state_dict(), file)
@@ -424,8 +419,6 @@ class Linear(IExtractor):
 
 
 def test_a_lightning_checkpoint_holds_the_loss(labels_case: Case, tmp_path: Path) -> None:
-    if not labels_case.resumes:
-        return
     extractor, loss = Linear(), build(labels_case)
     optimizer = torch.optim.SGD([*extractor.parameters(), *loss.parameters()], lr=0.1)
     module = ExtractorModule(extractor, loss, optimizer)

@@ -62,6 +62,17 @@ def test_takes_all() -> None:
     assert not HardTripletsMiner().takes_all(4)
 
 
+def test_checkpoints_of_all_triplets() -> None:
+    """Without a limit there is nothing to go on with, so that other miners load such a checkpoint too."""
+    assert not AllTripletsMiner().state_dict()
+    drawing, other = (AllTripletsMiner(max_output_triplets=4, seed=seed) for seed in (0, 5))
+    before = drawing.mine(POINTS, LABELS)
+    other.load_state_dict({})
+    assert ids(other.mine(POINTS, LABELS)) != ids(before)
+    other.load_state_dict(drawing.state_dict())
+    assert ids(other.mine(POINTS, LABELS)) == ids(drawing.mine(POINTS, LABELS))
+
+
 def test_device_has_no_effect() -> None:
     with pytest.warns(DeprecationWarning, match="leave out its argument device"):
         miner = AllTripletsMiner(sys.maxsize, "cpu")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from oml.functional.triplets import Triplets, all_triplets, draw_triplets
 from oml.interfaces.miners import ITripletsMinerByIds, MinedTriplets, TLabels
+from oml.miners._draws import Draws
 from oml.miners.bank import Bank
 
 
@@ -17,7 +18,9 @@ class TripletMinerWithMemory(nn.Module, ITripletsMinerByIds):
     repetition; if there are fewer, all are taken. So there are ``tri_expand_k * n`` triplets, but for rounding and for
     banks that lack such triplets. At the very first batch, when the bank is empty, the batch itself stands in for it.
 
-    Embeddings in the bank have no gradient, and lag behind the weights (Wang et al. 2020, "Cross-batch memory").
+    Embeddings in the bank have no gradient, and lag behind the weights (Wang et al. 2020, "Cross-batch memory"): use a
+    large bank after a warm-up or from pretrained weights, it may collapse a training from scratch. Triplets are listed,
+    so keep batches small: ``tri_expand_k`` times the number of all triplets of the batch.
     The bank and the state of the draws are part of ``state_dict``; in a process group the bank holds the batches of
     all ranks, see :class:`~oml.miners.bank.Bank`.
 
@@ -43,7 +46,7 @@ class TripletMinerWithMemory(nn.Module, ITripletsMinerByIds):
         self.bank_size_in_batches = bank_size_in_batches
         self.tri_expand_k = tri_expand_k
         self.bank = Bank(n_batches=bank_size_in_batches)
-        self._generator = torch.Generator().manual_seed(seed)
+        self.draws = Draws(seed)
 
     def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
         """Positions among the batch and, behind it, the bank, which in training mode takes in the batch then.
@@ -62,20 +65,12 @@ class TripletMinerWithMemory(nn.Module, ITripletsMinerByIds):
         of_batch, of_bank = labels, all_labels[n:]
         own = all_triplets(of_batch)
         n_each = len(own.anchor) * (self.tri_expand_k - 1) // 2
-        anchor, positive, negative = draw_triplets(of_batch, n_each, self._generator, of_bank)
+        anchor, positive, negative = draw_triplets(of_batch, n_each, self.draws.generator, of_bank)
         bank_negatives = Triplets(anchor, positive, negative + n)
-        anchor, positive, negative = draw_triplets(of_bank, n_each, self._generator, of_batch)
+        anchor, positive, negative = draw_triplets(of_bank, n_each, self.draws.generator, of_batch)
         bank_pairs = Triplets(anchor + n, positive + n, negative)
         if self.training:
             self.bank.push(features, labels)
         triplets = Triplets(*(torch.cat(ids) for ids in zip(bank_negatives, bank_pairs, own, strict=True)))
         is_original = torch.arange(len(triplets.anchor), device=labels.device) >= len(triplets.anchor) - len(own.anchor)
         return MinedTriplets(candidates, triplets, is_original)
-
-    def get_extra_state(self) -> Tensor:
-        """The state of the draws."""
-        return self._generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over what :meth:`get_extra_state` gave."""
-        self._generator.set_state(state.cpu())

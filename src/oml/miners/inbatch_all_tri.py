@@ -7,17 +7,19 @@ from itertools import product
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from oml.functional.triplets import Triplets, all_triplets, draw_triplets
 from oml.interfaces.miners import ITripletsMinerInBatch, TLabels, TTripletsIds, labels2list
+from oml.miners._draws import Draws
 
 
-class AllTripletsMiner(ITripletsMinerInBatch):
+class AllTripletsMiner(nn.Module, ITripletsMinerInBatch):
     """Every triplet of the batch, or a uniform random choice of them if there are too many.
 
     A batch of ``B`` items with ``c`` instances a label holds ``B (c - 1) (B - c)`` triplets. A loss that sums over all
-    of them needs no list, see :meth:`takes_all`; with a limit, memory is that of the triplets that are drawn.
+    of them needs no list, see :meth:`takes_all`; with a limit, memory is that of the triplets that are drawn, and
+    the state of the draws is part of ``state_dict``.
 
     Args:
         max_output_triplets: if a batch holds more, exactly so many are drawn, without repetition.
@@ -28,6 +30,7 @@ class AllTripletsMiner(ITripletsMinerInBatch):
     def __init__(
         self, max_output_triplets: int = sys.maxsize, device: str | torch.device | None = None, seed: int = 0
     ) -> None:
+        super().__init__()
         if max_output_triplets < 1:
             raise ValueError(f"AllTripletsMiner needs max_output_triplets of 1 or more, got {max_output_triplets}.")
         if device is not None:
@@ -37,13 +40,13 @@ class AllTripletsMiner(ITripletsMinerInBatch):
                 stacklevel=2,
             )
         self.max_output_triplets = max_output_triplets
-        self._generator = torch.Generator().manual_seed(seed)
+        self.draws = Draws(seed) if max_output_triplets < sys.maxsize else None
 
     def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
         """Positions of the triplets; ``features`` are not looked at."""
-        if self.takes_all(len(features)):
+        if self.draws is None or self.takes_all(len(features)):
             return all_triplets(labels)
-        return draw_triplets(labels, self.max_output_triplets, self._generator)
+        return draw_triplets(labels, self.max_output_triplets, self.draws.generator)
 
     def takes_all(self, n: int) -> bool:
         """Whether no batch of ``n`` items, whatever its labels, holds more triplets than the limit."""
