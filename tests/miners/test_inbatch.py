@@ -1,5 +1,5 @@
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import unwrap
 from typing import Any
 
@@ -89,6 +89,14 @@ def test_functions_for_callers_of_earlier_versions(labels: list[int], limit: int
         drawn = list(zip(*function(given_labels, limit), strict=True))
         assert len(set(drawn)) == len(drawn) == min(limit, len(naive))
         assert set(drawn) <= naive
+
+
+@pytest.mark.parametrize("function", [get_available_triplets, get_available_triplets_naive])
+def test_functions_draw_anew_at_each_call(function: Callable[..., Any]) -> None:
+    first = function(LABELS, 10)
+    assert function(LABELS, 10) != first
+    draws = [function(LABELS, 10, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("miner", [HardTripletsMiner(), NHardTripletsMiner(), NHardTripletsMiner(9, 9)])

@@ -1,6 +1,5 @@
 """All triplets of a batch."""
 
-import random
 import sys
 import warnings
 from itertools import product
@@ -55,20 +54,27 @@ class AllTripletsMiner(nn.Module, ITripletsMinerInBatch):
 
 
 def get_available_triplets(
-    labels: TLabels, max_out_triplets: int = sys.maxsize, device: str | torch.device = "cpu"
+    labels: TLabels,
+    max_out_triplets: int = sys.maxsize,
+    device: str | torch.device = "cpu",
+    generator: torch.Generator | None = None,
 ) -> TTripletsIds:
     """All triplets of the labels, or ``max_out_triplets`` of them, as lists; for callers of earlier versions.
+
+    Each call draws anew, by ``generator`` (of the CPU) or else by the one that ``torch.manual_seed`` sets.
 
     Example:
         >>> get_available_triplets([5, 5, 7])
         ([0, 1], [1, 0], [2, 2])
     """
     labels = torch.tensor(labels2list(labels), dtype=torch.int64, device=device)
-    anchor, positive, negative = draw_triplets(labels, max_out_triplets, torch.Generator())
+    anchor, positive, negative = draw_triplets(labels, max_out_triplets, generator or torch.default_generator)
     return anchor.tolist(), positive.tolist(), negative.tolist()
 
 
-def get_available_triplets_naive(labels: TLabels, max_out_triplets: int = sys.maxsize) -> TTripletsIds:
+def get_available_triplets_naive(
+    labels: TLabels, max_out_triplets: int = sys.maxsize, generator: torch.Generator | None = None
+) -> TTripletsIds:
     """As :func:`get_available_triplets`, by trying every combination of three items.
 
     Example:
@@ -80,5 +86,5 @@ def get_available_triplets_naive(labels: TLabels, max_out_triplets: int = sys.ma
         (a, p, n) for a, p, n in product(range(len(values)), repeat=3) if a != p and values[a] == values[p] != values[n]
     ]
     if len(triplets) > max_out_triplets:
-        triplets = random.Random(0).sample(triplets, max_out_triplets)
+        triplets = [triplets[i] for i in torch.randperm(len(triplets), generator=generator)[:max_out_triplets]]
     return [a for a, _, _ in triplets], [p for _, p, _ in triplets], [n for _, _, n in triplets]
