@@ -35,6 +35,21 @@ def test_a_list_of_nested_configs() -> None:
     assert (first.size, second) == (3, "as it is")
 
 
+def test_args_may_be_omegaconf_nodes_inside_plain_containers() -> None:
+    """As of a caller who takes a part of a config and puts it among arguments of their own."""
+    registry = Registry("outer", OUTER, nested={"labels": INNER, "inner": INNER})
+    node = OmegaConf.create({"size": 3, "all": [{"name": "small", "args": {"size": "${size}"}}, "as it is"]})
+    built = registry.build({"name": "outer", "args": {"margin": 0.5, "labels": node.all, "inner": node.all[0]}})
+    assert (built.inner.size, built.labels[0].size, built.labels[1]) == (3, 3, "as it is")
+    assert type(built.labels) is list
+    registry = Registry("outer", OUTER)
+    args = OmegaConf.create({"margin": 0.5, "labels": [[1], {"a": 2}]})
+    for config in ({"name": "outer", "args": args}, {"name": "outer", "args": dict(args)}):
+        assert type(registry.build(config).labels[1]) is dict
+    config = {"name": "outer", "args": {"margin": 0.5, "labels": [args.labels[1]]}}
+    assert type(registry.build(config).labels[0]) is dict
+
+
 def test_an_entry_that_builds_what_is_within_itself() -> None:
     registry = Registry("outer", OUTER, nested={"inner": INNER}, takes_configs={"outer"})
     registry["outer"] = lambda inner: inner

@@ -5,7 +5,9 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from oml.utils.misc import dictconfig_to_dict
 
 
 class Registry(dict[str, Callable[..., Any]]):
@@ -52,8 +54,7 @@ class Registry(dict[str, Callable[..., Any]]):
                 constructor does not know.
             TypeError: from the constructor, if an argument is missing.
         """
-        if isinstance(config, DictConfig):
-            config = OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportAssignmentType]
+        config = dictconfig_to_dict(config)  # pyright: ignore[reportArgumentType]
         if not isinstance(config, Mapping) or "name" not in config or set(config) - {"name", "args"}:
             raise ValueError(f"The config of a {self.kind} needs a name and may have args and nothing else: {config}.")
         constructor, args = self[config["name"]], dict(config.get("args") or {})
