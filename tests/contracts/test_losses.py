@@ -337,7 +337,8 @@ def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
     "labels",
     [
         pytest.param(LABELS[:-1], id="too few"),
-        pytest.param(LABELS[:, None], id="a column"),
+        pytest.param(LABELS[None], id="a row"),
+        pytest.param(["a"] * N, id="strings"),
         pytest.param(LABELS.float(), id="floats"),
         pytest.param(LABELS > 1, id="bools"),
         pytest.param(torch.eye(N)[:, :N_LABELS], id="one-hot"),
@@ -362,7 +363,7 @@ def test_labels_beyond_the_table(labels_case: Case, wrong: int) -> None:
         loss(embeddings(), LABELS.where(LABELS != 2, wrong))
 
 
-@pytest.mark.filterwarnings("ignore:.*with a single instance in the batch")
+@pytest.mark.filterwarnings("ignore:.*with a single instance in the batch", "ignore:.*got a first batch of")
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize(
     "labels", [[2] * N, [2, 0, 1, 3], [2, 2, 0], [2], []], ids=["one label", "lone labels", "a pair", "one", "none"]

@@ -189,7 +189,7 @@ def test_others_mine_beside_lone_labels(name: str) -> None:
 
 
 @every_miner
-@pytest.mark.parametrize("labels", [[0, 0, 1], [[0], [0], [1], [1]], [0.0, 0.0, 1.0, 1.0]])
+@pytest.mark.parametrize("labels", [[0, 0, 1], [[0, 0, 1, 1]], [0.0, 0.0, 1.0, 1.0]])
 def test_labels_that_do_not_fit(name: str, labels: list) -> None:
     miner = build(name)
     with pytest.raises(ValueError, match=f"{type(miner).__name__} needs one integer label per embedding"):
@@ -245,3 +245,13 @@ def test_a_bank_takes_in_batches_in_training_mode_only(name: str) -> None:
     assert all(torch.equal(miner.state_dict()[key], before[key]) for key in banks)
     miner.train().sample(POINTS + 1, LABELS)
     assert not all(torch.equal(miner.state_dict()[key], before[key]) for key in banks)
+
+
+@every_miner
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("n_bad", [1, 9])
+def test_a_broken_embedding_breaks_the_loss(name: str, bad: float, n_bad: int) -> None:
+    """A loss of 0 for a run that has diverged would look like a perfect one."""
+    points = POINTS.clone()
+    points[:n_bad, 0] = bad
+    assert not TripletLossWithMiner(0.2, build(name))(points, LABELS).isfinite()

@@ -1,5 +1,6 @@
 import inspect
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -93,6 +94,38 @@ def test_products_in_lower_precision_are_not_used(precision: str) -> None:
         assert pairwise_dist(x, x).dtype == torch.float32
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_broken_row_spoils_its_own_distances_only() -> None:
+    x = torch.tensor([[torch.inf, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    assert pairwise_dist(x, x)[1:, 1:].tolist() == [[0, 5], [5, 0]]
+    assert not pairwise_dist(x, x.clone())[0].isfinite().any()
+
+
+def test_the_incoming_gradient_is_left_as_it_was() -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    gradient = torch.ones(5, 5)
+    pairwise_dist(x, x).backward(gradient)
+    assert (gradient == 1).all()
+    pairwise_dist(x, x).sum().backward()  # whose gradient is expanded from one number
+
+
+def test_gradients_within_autocast_keep_their_digits() -> None:
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.rand(32, 32, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad((pairwise_dist(x, x) * weights).sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad((pairwise_dist(x, x) * weights).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "distance", [lambda x: pairwise_dist(x, x), lambda x: indexed_dist(x, *torch.eye(4).long()[:2])]
+)
+def test_second_derivatives_are_refused(distance: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with pytest.raises(RuntimeError, match="Euclidean of OML has no second derivatives"):
+        torch.autograd.grad(distance(x).sum(), x, create_graph=True)
 
 
 @settings(deadline=None)
@@ -206,5 +239,7 @@ def test_bad_shapes() -> None:
         inspect.unwrap(elementwise_dist)(x, x[:2])
     with pytest.raises(ValueError, match=r"pairwise_dist needs tensors .* got shapes \(3, 2\) and \(3, 1\)"):
         inspect.unwrap(pairwise_dist)(x, x[:, :1])
+    with pytest.raises(ValueError, match=r"pairwise_dist needs tensors of floats, got torch.int64"):
+        inspect.unwrap(pairwise_dist)(x.long(), x)
     with pytest.raises(ValueError, match=r"normalise needs a tensor .* got shape \(3,\)"):
         inspect.unwrap(normalise)(x[:, 0])

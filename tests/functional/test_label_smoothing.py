@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,13 @@ def test_epsilon_out_of_range(epsilon: float) -> None:
 def test_one_category_per_label() -> None:
     with pytest.raises(ValueError, match="one category per label, got 2 categories and 3 labels"):
         label_smoothing(torch.tensor([0]), 3, categories=torch.tensor([0, 1]))
+
+
+def test_categories_may_be_an_array_or_a_list() -> None:
+    y, categories = torch.tensor([0, 1, 2]), [7, 2, 7]
+    expected = label_smoothing(y, 3, epsilon=0.4, categories=torch.tensor(categories))
+    assert torch.equal(label_smoothing(y, 3, epsilon=0.4, categories=np.array(categories)), expected)
+    assert torch.equal(label_smoothing(y, 3, epsilon=0.4, categories=categories), expected)
 
 
 def test_on_the_device_of_the_labels() -> None:

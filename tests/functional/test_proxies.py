@@ -80,6 +80,16 @@ def test_autocast_and_half_precision_change_nothing(dtype: torch.dtype) -> None:
 # --- sub-centers
 
 
+def test_cosines_are_in_the_wider_type() -> None:
+    x, proxies = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 1.0]], requires_grad=True)
+    cosines = cosines_to_proxies(x.double(), proxies)
+    torch.testing.assert_close(cosines, torch.tensor([[2.0]]).double() / 5**0.5, rtol=1e-14, atol=0)
+    cosines.sum().backward()
+    assert proxies.grad is not None
+    assert proxies.grad.dtype == torch.float32
+    torch.testing.assert_close(cosines_to_proxies(x, proxies.double()), cosines, rtol=1e-14, atol=0)
+
+
 def test_nearest_center_by_hand() -> None:
     centers = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0], [-3.0, 0.0], [3.0, 4.0], [0.0, -1.0]])
     cosines = cosines_to_nearest_centers(torch.tensor([[3.0, 4.0], [-5.0, 0.0]]), centers, n_centers=2)

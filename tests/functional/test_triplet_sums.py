@@ -113,3 +113,21 @@ def test_collapsed_embeddings_have_a_finite_gradient() -> None:
     for margin in MARGINS:
         (gradient,) = torch.autograd.grad(sum_over_all_triplets(x, torch.tensor([0, 0, 0, 1, 1, 1]), margin).loss, x)
         assert gradient.tolist() == [[0] * 4] * 6
+
+
+def test_ties_with_the_margin_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A negative exactly a margin behind the positive is not active, one after the other or sorted."""
+    labels = torch.arange(3).repeat_interleave(4)
+    x = torch.randint(6, (12, 1), generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    results = []
+    for few in (1, 24):
+        monkeypatch.setattr(triplet_sums, "_FEW_POSITIVES", few)
+        found = sum_over_all_triplets(x, labels, margin=2.0)
+        results.append((*found, torch.autograd.grad(found.loss, x)[0]))
+    gaps = [
+        (x[a] - x[p]).abs() - (x[a] - x[n]).abs() + 2
+        for a, p, n in zip(*(ids.tolist() for ids in all_triplets(labels)), strict=True)
+    ]
+    assert sum(gap == 0 for gap in gaps) > 5
+    assert results[0][2] == results[1][2] == sum(gap > 0 for gap in gaps)
+    torch.testing.assert_close(results[0], results[1])

@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,9 @@ from oml.losses.multi_similarity import MultiSimilarityLoss
 from oml.losses.triplet import TripletLossWithMiner
 from oml.miners.inbatch_all_tri import AllTripletsMiner
 from oml.miners.multi_similarity import MultiSimilarityMiner
+
+#: of single items of labels, which many tests here are about
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first batch of")
 
 LABELS = st.lists(st.integers(0, 2), min_size=1, max_size=7)
 MULTI_SIMILARITY = {"alpha": 2.0, "beta": 5.0, "base": 0.5}
@@ -323,3 +327,21 @@ def test_what_is_refused() -> None:
     criterion(torch.zeros(2, 3), [0, 1])
     with pytest.raises(ValueError, match="size 3 and got a batch of size 2"):
         criterion(torch.zeros(2, 2), [0, 1])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("criterion", [SupConLoss(), InfoNCELoss(bank_size=4), MultiSimilarityLoss()])
+def test_a_first_batch_without_pairs_is_told_of(criterion: nn.Module) -> None:
+    """A forgotten BalanceSampler: the loss would be 0 for ever."""
+    x = torch.eye(3)
+    with pytest.warns(UserWarning, match=rf"{type(criterion).__name__} got a first batch of 3 items with 3") as told:
+        criterion(x, [0, 1, 2])
+    assert told[0].filename == __file__
+    criterion(x, [0, 1, 2])  # warnings are errors here
+    type(criterion)()(x, [0, 1, 1])
+
+
+def test_a_bank_may_hold_the_pairs() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SupConLoss(bank_size=4)(torch.eye(3), [0, 1, 2])

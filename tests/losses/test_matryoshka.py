@@ -10,6 +10,9 @@ from oml.losses.surrogate_precision import SurrogatePrecision
 from oml.losses.triplet import TripletLossWithMiner
 from oml.registry.losses import LOSSES_REGISTRY
 
+#: of single items of labels, which many tests here are about
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first batch of")
+
 LABELS = torch.arange(12) % 3
 
 

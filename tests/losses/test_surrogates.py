@@ -14,6 +14,9 @@ from oml.functional.surrogates import smooth_ranks, surrogate_recall
 from oml.losses.recall_surrogate import RecallAtKSurrogate
 from oml.losses.surrogate_precision import SurrogatePrecision
 
+#: of single items of labels, which many tests here are about
+pytestmark = pytest.mark.filterwarnings("ignore:.*got a first batch of")
+
 LABELS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 LOSSES = [SurrogatePrecision(k=2, temperature2=0.3), RecallAtKSurrogate(k_values=(1, 2), temperature2=0.3)]
 

@@ -1,3 +1,4 @@
+import inspect
 import math
 from copy import deepcopy
 
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oml.functional.labels import checked_labels
 from oml.functional.losses import get_reduced
 from oml.functional.triplets import Triplets
 from oml.interfaces.miners import ITripletsMiner, ITripletsMinerByIds, MinedTriplets, TLabels
@@ -228,3 +230,28 @@ def test_plain_ids() -> None:
     assert get_tri_ids_in_plain(6) == ([0, 3], [1, 4], [2, 5])
     with pytest.raises(ValueError, match="3 items per triplet, got 7"):
         get_tri_ids_in_plain(7)
+
+
+@pytest.mark.parametrize("miner", ["hard_triplets", HardTripletsMiner, 5])
+def test_a_miner_is_a_miner(miner: object) -> None:
+    with pytest.raises(TypeError, match="needs a miner that is an ITripletsMiner, got"):
+        inspect.unwrap(TripletLossWithMiner.__init__)(TripletLossWithMiner.__new__(TripletLossWithMiner), 0.2, miner)
+
+
+def test_logs_of_the_miner_do_not_hang_on_those_of_the_loss() -> None:
+    criterion = TripletLossWithMiner(1.0, Chosen([[0, 1, 2]]))
+    criterion(torch.randn(2, 2), [0, 0])
+    assert set(criterion.last_logs) == {"of_miner"}
+
+
+def test_labels_in_a_column() -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    criterion = TripletLossWithMiner(0.2)
+    assert criterion(x, torch.tensor([[0], [0], [1], [1]])) == criterion(x, [0, 0, 1, 1]) > 0
+    assert criterion(x[:0], []) == 0
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 2, 2), torch.zeros(2), torch.zeros(2, 2, dtype=torch.int64)])
+def test_embeddings_are_a_matrix_of_floats(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="AllTripletsMiner needs embeddings of floats, with two dimensions"):
+        inspect.unwrap(checked_labels)("AllTripletsMiner", x, [0, 0])

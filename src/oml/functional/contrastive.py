@@ -136,7 +136,8 @@ def multi_similarity_pairs(
         return positive, negative  # there is no least of nothing
     least = similarities.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
     most = similarities.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
-    return positive & (similarities < most + epsilon), negative & (similarities > least - epsilon)
+    # in this form a NaN is kept, so that the loss tells of it
+    return positive & ~(similarities >= most + epsilon), negative & ~(similarities <= least - epsilon)
 
 
 def combined_pairs(positive: PairMask, negative: PairMask) -> Triplets:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from oml.functional.derivatives import first_order_only
 from oml.functional.precision import in_full_precision
 
 #: squared distance relative to squared norms below which a product of vectors of this type is not trusted
@@ -72,8 +72,9 @@ def pairwise_dist(
 
     Euclidean distances come from a matrix product, around the mean of the vectors; pairs so close that it would lose
     digits are subtracted, and if most are, the product is taken in float64. So they are as accurate as subtracting all
-    of them, near-duplicates included (the same vector is at distance exactly 0), and far faster. The gradient is one
-    product more, or two if ``x1`` and ``x2`` are not the same tensor.
+    of them, near-duplicates included (the same vector is at distance exactly 0), and far faster; norms may be
+    1e-18 to 1e18. The gradient is one product more, or two if ``x1`` and ``x2`` are not the same tensor; there are no
+    second derivatives.
 
     Args:
         x1: Vectors.
@@ -93,6 +94,8 @@ def pairwise_dist(
             "pairwise_dist needs tensors (row, dim) and (column, dim), "
             f"got shapes {tuple(x1.shape)} and {tuple(x2.shape)}."
         )
+    if not (x1.is_floating_point() and x2.is_floating_point()):
+        raise ValueError(f"pairwise_dist needs tensors of floats, got {x1.dtype} and {x2.dtype}.")
     if p != 2:
         return torch.cdist(x1, x2, p=p)
     distances = _PairwiseEuclidean.apply(x1, None if x2 is x1 else x2)
@@ -192,6 +195,7 @@ def _by_products(x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> Euclidean
     """Distances by a product in ``dtype``, those of near pairs by subtraction; ``None`` if float64 would be quicker."""
     a, b = x1.to(dtype), None if x2 is None else x2.to(dtype)
     centre = a.mean(dim=0) if b is None else (a.sum(dim=0) + b.sum(dim=0)) / (len(a) + len(b))
+    centre.nan_to_num_(0, 0, 0)  # a broken row is not to spoil the others
     a, b = a - centre, None if b is None else b - centre
     other = a if b is None else b
     norms_1, norms_2 = a.square().sum(dim=1)[:, None], other.square().sum(dim=1)
@@ -243,7 +247,7 @@ class _PairwiseEuclidean(torch.autograd.Function):
         return pairs.distances.to(x1.dtype if x2 is None else torch.promote_types(x1.dtype, x2.dtype))
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         pairs = EuclideanPairs(*ctx.saved_tensors)
         return pairs.gradients(gradient.to(pairs.distances.dtype, copy=True))
@@ -262,7 +266,7 @@ class _IndexedEuclidean(torch.autograd.Function):
         return distances
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, ids1, ids2, distances = ctx.saved_tensors
         slopes = (gradient / distances).masked_fill_(distances == 0, 0)

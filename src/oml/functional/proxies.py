@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from oml.functional.derivatives import first_order_only
 from oml.functional.distances import normalise
 from oml.functional.precision import in_full_precision
 
@@ -23,7 +23,7 @@ def cosines_to_proxies(
 ) -> Float[Tensor, "batch label"]:
     """The cosine of the angle between each embedding and each proxy; 0 where one of the two is all zeros.
 
-    Rounding may bring it above 1 by a few units of the last digit.
+    Rounding may bring it above 1 by a few units of the last digit. If the two types differ, it has the wider one.
 
     Args:
         embeddings: of any length.
@@ -33,7 +33,8 @@ def cosines_to_proxies(
         >>> cosines_to_proxies(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, -1.0]]))
         tensor([[ 0.6000, -0.8000]])
     """
-    cosines = _Cosines.apply(normalise(embeddings), proxies)
+    dtype = torch.promote_types(embeddings.dtype, proxies.dtype)
+    cosines = _Cosines.apply(normalise(embeddings.to(dtype)), proxies.to(dtype))
     assert isinstance(cosines, Tensor)
     return cosines
 
@@ -165,7 +166,7 @@ class _Cosines(torch.autograd.Function):
         return cosines
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     @in_full_precision  # a backward pass may run under autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # of a proxy p: (unit - cosine * p / |p|) / |p|

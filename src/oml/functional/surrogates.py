@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from oml.functional.derivatives import first_order_only
 from oml.functional.precision import in_full_precision
 
 _NUMBERS = 2**20  # of the comparisons that are held at a time: 4 MiB of float32
@@ -27,8 +27,8 @@ def surrogate_recall(
     ``rank(p) = 1 + sum over z != p of sigmoid((s(z) - s(p)) / t2)``. The sum goes over all other items of the
     gallery, relevant ones too; so the first rank is 1, and an item of rank exactly ``k`` counts by half (in
     :func:`oml.functional.losses.surrogate_precision` ranks start at 0.5, and it counts in full). Recall here is
-    found / relevant; what papers on metric learning call Recall@k is cmc@k. A query with no relevant item has a
-    recall of 0.
+    found / ``min(k, relevant)``; what papers on metric learning call Recall@k is cmc@k. A query with no relevant item
+    has a recall of 0.
 
     Memory is that of ``similarities`` whatever the size, as comparisons are made in blocks, and once more for the
     gradient. Time grows with ``query * gallery * (largest number of relevant items of a query)``.
@@ -127,7 +127,7 @@ class _SmoothRanks(torch.autograd.Function):
         return ranks
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, distances = ctx.saved_tensors
         of_values, of_distances = torch.zeros_like(values), torch.zeros_like(distances)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from oml.functional.derivatives import first_order_only
 from oml.functional.distances import euclidean_pairs
 from oml.functional.triplets import items_of_label
 
@@ -87,7 +87,7 @@ class _SumOverAllTriplets(torch.autograd.Function):
         return loss, *results
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return ctx.saved_tensors[0] * gradient, None, None
 

@@ -140,7 +140,9 @@ def n_hardest_triplets(
     items, is_other = items_of_label(labels, anchors)
     positive = _hardest(distances.gather(1, items).masked_fill_(~is_other, -torch.inf), positives, largest=True)
     is_positive, positive = is_other.gather(1, positive), items.gather(1, positive)
-    negative = _hardest(distances.scatter(1, items, torch.inf), negatives, largest=False)
+    # NaN goes first, as topk has it among positives: a loss of NaN tells that something is wrong
+    to_others = distances.scatter(1, items, torch.inf).nan_to_num_(nan=-torch.inf, posinf=torch.inf)
+    negative = _hardest(to_others, negatives, largest=False)
     is_negative = labels[negative] != labels[anchors, None]
     row, i, j = (is_positive[:, :, None] & is_negative[:, None]).nonzero(as_tuple=True)
     return Triplets(anchors[row], positive[row, i], negative[row, j])

@@ -1,6 +1,5 @@
 """What picks triplets: inside a batch, or among a batch and embeddings of earlier ones."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from oml.functional.labels import checked_labels
 from oml.functional.triplets import Triplets, lone_labels
+from oml.utils.user_warning import warn_user
 
 TTriplets = tuple[Tensor, Tensor, Tensor]
 TTripletsIds = tuple[list[int], list[int], list[int]]
@@ -111,10 +111,9 @@ class ITripletsMinerInBatch(ITripletsMinerByIds):
         labels = super().checked(features, labels)
         if not self._told_of_lone_labels and not labels.is_meta and len(lone := lone_labels(labels)):
             self._told_of_lone_labels = True
-            warnings.warn(
+            warn_user(
                 f"{type(self).__name__} met {len(lone)} labels with a single instance in the batch, such as "
                 f"{lone[:3].tolist()}: they give no positive pair and serve as negatives only. A batch sampler "
-                "such as BalanceSampler forms batches with several instances a label. This is said once.",
-                stacklevel=4,
+                "such as BalanceSampler forms batches with several instances a label. This is said once."
             )
         return labels

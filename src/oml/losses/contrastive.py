@@ -3,17 +3,18 @@
 from abc import ABC, abstractmethod
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from oml.functional.contrastive import PairMask, Similarities, info_nce_loss, labelled_pairs, supcon_loss
 from oml.functional.distances import normalise
 from oml.functional.labels import checked_labels
 from oml.functional.precision import in_full_precision
 from oml.interfaces.miners import TLabels
+from oml.losses._instances import NeedsInstances
 from oml.miners.bank import Bank
 
 
-class _ContrastiveLoss(nn.Module, ABC):
+class _ContrastiveLoss(NeedsInstances, ABC):
     """The mean of a loss of pairs over the items of the batch that have a positive, by cosines."""
 
     #: whether items in the bank are positives of anchors of their label
@@ -34,6 +35,8 @@ class _ContrastiveLoss(nn.Module, ABC):
     def forward(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Float[Tensor, ""]:
         """The loss of the batch; ``labels`` are integers, one per embedding. In training mode the bank takes it in."""
         labels = checked_labels(type(self).__name__, features, labels)
+        if self.bank is None or not self.bank_has_positives:
+            self._look_at_first(labels)
         embeddings = normalise(features)
         candidates = (embeddings, labels) if self.bank is None else self.bank.joined(embeddings, labels)
         positive, negative = labelled_pairs(labels, candidates[1])
@@ -106,7 +109,8 @@ class InfoNCELoss(_ContrastiveLoss):
 
     With a bank, the last ``bank_size`` embeddings of earlier batches are negatives too, without gradients of their own
     (He et al. 2020, "Momentum Contrast", though without its second encoder). Those of the anchor's label take no part:
-    a pair of views is of one batch.
+    a pair of views is of one batch. Negatives alone push from where embeddings were, which collapses a training from
+    scratch: wait until the weights move slowly, or start from pretrained ones.
 
     Args:
         temperature: divides the cosines, above 0.

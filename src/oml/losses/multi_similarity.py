@@ -1,16 +1,17 @@
 """Multi-Similarity: pairs weighted by how they compare with a base and with each other."""
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from oml.functional.contrastive import labelled_pairs, multi_similarity_loss, multi_similarity_pairs
 from oml.functional.distances import normalise
 from oml.functional.labels import checked_labels
 from oml.functional.precision import in_full_precision
 from oml.interfaces.miners import TLabels
+from oml.losses._instances import NeedsInstances
 
 
-class MultiSimilarityLoss(nn.Module):
+class MultiSimilarityLoss(NeedsInstances):
     """Soft maxima over the positive and over the negative pairs of each anchor, by their cosines.
 
     Wang et al. 2019, "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning"; the formula stands
@@ -61,6 +62,7 @@ class MultiSimilarityLoss(nn.Module):
     def forward(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Float[Tensor, ""]:
         """The loss of the batch; ``labels`` are integers, one per embedding."""
         labels = checked_labels("MultiSimilarityLoss", features, labels)
+        self._look_at_first(labels)
         embeddings = normalise(features)
         similarities = embeddings @ embeddings.T
         pairs = labelled_pairs(labels, labels)

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from oml.functional.distances import normalise
 from oml.functional.labels import checked_labels
 from oml.functional.precision import in_full_precision
 from oml.functional.surrogates import surrogate_recall
 from oml.interfaces.miners import TLabels
+from oml.losses._instances import NeedsInstances
 
 
-class RecallAtKSurrogate(nn.Module):
+class RecallAtKSurrogate(NeedsInstances):
     """``1 - recall@k`` of the batch searched in itself, with sigmoids in place of steps.
 
     Patel, Tolias, Matas, "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022; see
@@ -64,6 +65,7 @@ class RecallAtKSurrogate(nn.Module):
     def forward(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> Float[Tensor, ""]:
         """The loss of the batch; ``labels`` are integers, one per embedding."""
         labels = checked_labels("RecallAtKSurrogate", features, labels)
+        self._look_at_first(labels)
         embeddings = normalise(features)
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         similarities = (embeddings @ embeddings.T).masked_fill(itself, -torch.inf)

@@ -143,7 +143,7 @@ class TripletLossWithMiner(ITripletLossWithMiner):
         margin: as in :class:`TripletLoss`.
         miner: picks the triplets; all of the batch by default.
         reduction: as in :class:`TripletLoss`.
-        need_logs: as in :class:`TripletLoss`; the miner's own ``last_logs`` are added, if it has any. If the miner
+        need_logs: as in :class:`TripletLoss`; the miner's own ``last_logs`` are there in any case. If the miner
             tells triplets of the batch from those with embeddings of earlier ones: ``orig_active_tri``,
             ``pos_dist_orig``, ``neg_dist_orig`` and ``bank_active_tri``, ``pos_dist_bank``, ``neg_dist_bank`` too,
             as far as there are such triplets.
@@ -161,6 +161,12 @@ class TripletLossWithMiner(ITripletLossWithMiner):
         strict: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(miner, ITripletsMiner | None):
+            raise TypeError(
+                f"TripletLossWithMiner needs a miner that is an ITripletsMiner, got {miner!r}. Miners of "
+                "pytorch-metric-learning go into oml.miners.pml.PMLMiner; one of your own derives from "
+                "ITripletsMinerInBatch; a name is for configs: {name: hard_triplets}."
+            )
         self.miner = AllTripletsMiner() if miner is None else miner
         self.loss = TripletLoss(margin, reduction, need_logs)
         self.strict = strict
@@ -194,10 +200,10 @@ class TripletLossWithMiner(ITripletLossWithMiner):
             raise ValueError(
                 f"{type(miner).__name__} found no triplet in a batch of {len(features)} embeddings, whose labels begin "
                 f"with {torch.as_tensor(labels)[:5].tolist()}. A batch needs two labels, and two items of one of them, "
-                "as BalanceSampler provides; with strict=False such a batch has a loss of 0."
+                "as BalanceSampler provides, and more of them if the miner asks for ranks behind the first; with "
+                "strict=False such a batch has a loss of 0."
             )
-        if self.loss.need_logs:
-            self.last_logs = {**logs, **getattr(miner, "last_logs", {})}
+        self.last_logs = {**(logs if self.loss.need_logs else {}), **getattr(miner, "last_logs", {})}
         return loss
 
     def _of_all(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, TLogs]:
