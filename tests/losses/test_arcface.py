@@ -205,6 +205,23 @@ def test_half_embeddings_and_a_float_loss(kind: type[nn.Module], dtype: torch.dt
     torch.testing.assert_close(criterion(x, labels), criterion(x.float(), labels), rtol=0, atol=0)
 
 
+@KINDS
+def test_double_embeddings_and_a_float_loss(kind: type[nn.Module]) -> None:
+    (x, labels), criterion, double = batch(), built(kind), built(kind).double()
+    x = x.double().requires_grad_()
+    loss, expected = criterion(x, labels), double(x, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    gradient, expected_gradient = (
+        torch.autograd.grad(loss, x, retain_graph=True)[0],
+        torch.autograd.grad(expected, x)[0],
+    )
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+    loss.backward()
+    assert all(parameter.grad.dtype == parameter.dtype == torch.float32 for parameter in criterion.parameters())
+    # and the other way round
+    assert double(x.detach().float(), labels).dtype == torch.float64
+
+
 @pytest.mark.parametrize("kind", [ArcFaceLoss, CosFaceLoss, SubCenterArcFaceLoss])
 @pytest.mark.parametrize("epsilon", [0, 0.2])
 def test_gradient(kind: type[nn.Module], epsilon: float) -> None:

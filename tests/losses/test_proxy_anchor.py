@@ -62,6 +62,13 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
     assert not torch.equal(criterion.proxies, before)
 
 
+def test_double_embeddings() -> None:
+    criterion, double = (ProxyAnchorLoss(in_features=2, num_classes=2) for _ in range(2))
+    double.load_state_dict(criterion.state_dict())
+    x, labels = torch.tensor([[3.0, 4.0], [1.0, -2.0]]).double(), torch.tensor([0, 1])
+    torch.testing.assert_close(criterion(x, labels), double.double()(x, labels), rtol=1e-12, atol=0)
+
+
 def test_training_reduces_the_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat(16)

@@ -1,5 +1,7 @@
 """Label smoothing: targets that leave some probability to other labels."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,7 +12,7 @@ def label_smoothing(
     y: Int[Tensor, " batch"],
     num_classes: int,
     epsilon: int | float = 0.2,
-    categories: Int[Tensor, " label"] | None = None,
+    categories: Any = None,
 ) -> Float[Tensor, "batch label"]:
     """The probability of every label for every item: ``1 - epsilon`` for its own one, ``epsilon`` shared equally.
 
@@ -22,7 +24,7 @@ def label_smoothing(
         y: labels of 0 to ``num_classes - 1``.
         num_classes: how many labels there are.
         epsilon: at least 0 and below 1.
-        categories: the category of each of the labels.
+        categories: the category of each of the labels: a tensor, a numpy array or a list of integers.
 
     Raises:
         ValueError: if ``epsilon`` is out of range or there is not one category per label.
@@ -41,7 +43,7 @@ def label_smoothing(
     if categories is None:
         targets = torch.full((len(y), num_classes), epsilon / num_classes, device=y.device)
     else:
-        categories = categories.to(y.device)
+        categories = torch.as_tensor(categories, device=y.device)
         related = categories == categories[y][:, None]
         targets = related * (epsilon / related.sum(dim=1, keepdim=True))
     own = y.long()[:, None]

@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.ops import MLP
 
 from oml.functional.losses import Reduction
@@ -69,7 +71,8 @@ class ArcFaceLoss(MarginSoftmaxLoss):
 class ArcFaceLossWithMLP(nn.Module):
     """:class:`ArcFaceLoss` on the output of an MLP on the embeddings, which is thrown away after training.
 
-    The MLP is linear layers with ReLUs between them, without dropout and in the precision of the model.
+    The MLP is linear layers with ReLUs between them, without dropout and in the precision of the model,
+    or that of the layers if it is wider.
 
     Args:
         in_features: size of the embeddings.
@@ -120,5 +123,7 @@ class ArcFaceLossWithMLP(nn.Module):
         """The loss of the batch, or one per item if the reduction is ``none``; labels are 0 to ``num_classes - 1``."""
         n_labels = self.arcface.num_classes
         labels = checked_batch("ArcFaceLossWithMLP", features, labels, n_labels, self._in_features)
-        # the model may be in half precision while the loss is not
-        return self.arcface.of_checked(self.mlp(features.to(self.arcface.weight.dtype)), labels)
+        # model and loss may differ in precision: the wider one counts
+        dtype = torch.promote_types(features.dtype, self.arcface.weight.dtype)
+        parameters = {name: parameter.to(dtype) for name, parameter in self.mlp.named_parameters()}
+        return self.arcface.of_checked(functional_call(self.mlp, parameters, (features.to(dtype),)), labels)
