@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from oml.interfaces.models import IExtractor
@@ -64,7 +65,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
 
 def in_turn(model: IExtractor, size: int) -> Callable[[Tensor], Tensor]:
     """What is to be compared with if chunks have an effect."""
-    return lambda x: torch.cat([model(chunk) for chunk in x.split(size)])
+    return lambda x: torch.cat([model(chunk) for chunk in x.tensor_split(-(-len(x) // size))])
 
 
 def assert_same_step(cached: GradientCache, plain: Callable[[Tensor], Tensor], model: IExtractor, x: Tensor) -> None:
@@ -149,6 +150,19 @@ def test_running_averages_are_updated_once_per_chunk() -> None:
     torch.testing.assert_close(dict(cached.extractor.named_buffers()), dict(model.named_buffers()))
 
 
+def test_no_chunk_is_a_lone_item() -> None:
+    """Batch normalisation has no statistics of one."""
+    model = Net(nn.BatchNorm1d(8))
+    sizes = []
+    model.layers[1].register_forward_hook(lambda *args: sizes.append(len(args[-1])))
+    cached = GradientCache(model, 3)
+    cached(items(10)).sum().backward()
+    assert sizes == [3, 3, 2, 2] * 2
+    with torch.no_grad():
+        cached(items(4))
+    assert sizes[8:] == [2, 2]
+
+
 class Counting(nn.Module):
     """The result depends on a buffer that each call changes, in place or not."""
 
@@ -192,6 +206,15 @@ def test_the_model_is_itself_after_an_error(fails_in: str) -> None:
     assert all(now[name] is tensor for name, tensor in tensors.items())
 
 
+def test_one_module_at_two_places() -> None:
+    layer = nn.Linear(8, 8)
+    model = Net(layer, nn.GELU(), layer)
+    cached = GradientCache(deepcopy(model), 3)
+    parameters = list(cached.parameters())
+    assert_same_step(cached, model, model, items())
+    assert all(now is before for now, before in zip(cached.parameters(), parameters, strict=True))
+
+
 def test_one_weight_at_two_places() -> None:
     model = Net(nn.Linear(8, 8), nn.Linear(8, 8))
     model.layers[2].weight = model.layers[1].weight
@@ -220,10 +243,45 @@ def test_hooks_see_the_gradient_once() -> None:
     assert_same_step(cached, model, model, items())
 
 
+class Checkpointed(nn.Module):
+    """The reentrant kind calls its layer within the backward pass."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = checkpoint(self.layer, x, use_reentrant=True)
+        assert isinstance(result, Tensor)
+        return result
+
+
+def test_hooks_see_the_gradient_of_checkpointed_layers_once() -> None:
+    model = Net(Checkpointed(nn.Linear(8, 8)))
+    cached = GradientCache(deepcopy(model), 3)
+    calls = []
+    for parameter in cached.parameters():
+        parameter.register_post_accumulate_grad_hook(calls.append)
+    assert_same_step(cached, model, model, items())
+    assert len(calls) == len(list(cached.parameters()))
+
+
+def test_checkpointed_layers_leave_buffers_alone() -> None:
+    cached = GradientCache(Net(Checkpointed(nn.BatchNorm1d(8))), 5)
+    embeddings = cached(items())
+    before = deepcopy(dict(cached.named_buffers()))
+    embeddings.sum().backward()
+    torch.testing.assert_close(dict(cached.named_buffers()), before, rtol=0, atol=0)
+
+
 def test_frozen_models() -> None:
     model = Net()
     model.layers[0].requires_grad_(False)
-    assert_same_step(GradientCache(deepcopy(model), 3), model, model, items())
+    cached = GradientCache(deepcopy(model), 3)
+    needed = []
+    cached.extractor.layers[0].register_forward_hook(lambda layer, *_: needed.append(layer.weight.requires_grad))  # pyright: ignore
+    assert_same_step(cached, model, model, items())
+    assert needed == [False] * 8  # in the second pass, too, no gradient is computed to be thrown away
     assert model.layers[0].weight.grad is None
     cached = GradientCache(Net().requires_grad_(False), 3)
     assert not cached(items()).requires_grad
@@ -239,6 +297,14 @@ def test_weights_that_no_chunk_uses() -> None:
     model.register_parameter("unused", nn.Parameter(torch.zeros(2)))
     assert_same_step(GradientCache(deepcopy(model), 3), model, model, items())
     assert model.unused.grad is None
+
+
+def test_there_are_no_second_derivatives() -> None:
+    cached = GradientCache(Net(), 3)
+    weight = cached.extractor.layers[0].weight  # pyright: ignore
+    (gradient,) = torch.autograd.grad(loss(cached(items())), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
 
 
 def test_gradients_add_up() -> None:
@@ -296,6 +362,25 @@ def test_autocast_and_scaled_gradients(backward_inside: bool, dtype: torch.dtype
         assert difference.norm() < 0.03 * step.norm()  # sums over the batch are rounded at other places
 
 
+def test_the_backward_pass_is_in_the_precision_of_its_layers() -> None:
+    class InFloat(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+
+    model = Net(InFloat(8, 8))
+    cached = GradientCache(deepcopy(model), 3)
+    results = []
+    for net, embed in ((model, in_turn(model, 3)), (cached, cached)):
+        x = items()
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings = embed(x)
+        # no sum over items in bfloat16, so that where chunks end has no effect
+        embeddings.backward(F.pad(torch.ones(1, 4), (0, 0, 0, 9)).to(embeddings.dtype))
+        results.append(gradients(net)["layers.1.weight"])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
 def test_without_gradients() -> None:
     cached = GradientCache(Net(nn.Dropout(0.5)).eval(), 3)
     for context in (torch.no_grad(), torch.inference_mode()):
@@ -311,6 +396,28 @@ def test_extraction_is_that_of_the_extractor() -> None:
     torch.testing.assert_close(cached.extract(items()), 2 * cached(items()))
     cached.extract(items()).sum().backward()
     assert gradients(cached)["layers.0.weight"] is not None
+
+
+def test_embeddings_without_a_graph_get_none() -> None:
+    class Searching(Net):
+        def extract(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.layers(x)
+
+    cached = GradientCache(Searching(), 3)
+    assert not cached.extract(items().requires_grad_()).requires_grad
+
+
+def test_a_chunk_without_a_graph() -> None:
+    class Gated(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(bool(x[0, 0] > 0)):
+                return self.layers(x)
+
+    x = items()
+    x[:, 0] = torch.tensor([1.0] * 3 + [-1.0] * 3 + [1.0] * 4)
+    model = Gated()
+    assert_same_step(GradientCache(deepcopy(model), 3), in_turn(model, 3), model, x)
 
 
 def test_an_empty_batch() -> None:
@@ -331,6 +438,16 @@ def test_inputs_of_several_tensors() -> None:
     loss(model(other + y * z)).backward()
     torch.testing.assert_close(gradients(cached), gradients(model))
     torch.testing.assert_close(x.grad, other.grad)
+
+
+def test_an_input_that_the_model_does_not_use() -> None:
+    cached = GradientCache(Net(), 4)
+    x, unused = items().requires_grad_(), items().requires_grad_()
+    loss(cached({"a": x, "b": (items(), items()), "c": unused})).backward()
+    assert x.grad is not None
+    assert unused.grad is not None
+    assert x.grad.any()
+    assert not unused.grad.any()
 
 
 def test_inputs_that_do_not_fit() -> None:
@@ -366,6 +483,33 @@ def test_weights_are_those_of_the_extractor(tmp_path: Path) -> None:
     broken = {("model.head" if name == "model.conv1.0.weight" else name): x for name, x in model.state_dict().items()}
     with pytest.raises(RuntimeError, match=r"(?s)Missing key.*conv1.0.weight.*Unexpected key.*model.head"):
         cached.load_state_dict(broken)
+
+
+class Headed(IExtractor):
+    """An extractor that has an extractor, as the cache does."""
+
+    def __init__(self, extractor: IExtractor, head_first: bool) -> None:
+        super().__init__()
+        modules = {"extractor": extractor, "head": nn.Linear(4, 4)}
+        for name in sorted(modules, reverse=head_first):
+            self.add_module(name, modules[name])
+
+    @property
+    def feat_dim(self) -> int:
+        return 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.extractor(x))
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_weights_of_extractors_within_extractors(head_first: bool) -> None:
+    model, other = (Headed(Headed(Net(), head_first), head_first) for _ in range(2))
+    cached = GradientCache(other, 4)
+    state = model.state_dict()
+    cached.load_state_dict(state)
+    torch.testing.assert_close(other.state_dict(), state, rtol=0, atol=0)
+    torch.testing.assert_close(dict(cached.state_dict()), dict(state), rtol=0, atol=0)
 
 
 def test_a_step_of_training_under_lightning(tmp_path: Path) -> None:

@@ -28,14 +28,15 @@ def in_full_precision(compute: Callable[_P, _R]) -> Callable[_P, _R]:
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         values = [*args, *kwargs.values()]
         device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
-        with _without_autocast(device):
+        with without_autocast(device):
             wide: Any = [_widened(value) for value in args]
             return compute(*wide, **{key: _widened(value) for key, value in kwargs.items()})
 
     return run
 
 
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which this kind of device computes in the types of its inputs."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 

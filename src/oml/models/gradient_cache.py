@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from oml.functional.precision import without_autocast
 from oml.interfaces.models import IExtractor
 
 
@@ -32,7 +34,7 @@ class GradientCache(IExtractor):
     chunk, as if the chunks were batches; all else equals the extractor on the whole batch. Buffers that the model
     changes in its forward pass change once and not again in the backward pass; other state of modules, such as a
     counter or a generator of their own, is not restored. Forward hooks are called in both passes. There are no second
-    derivatives. To compile, compile the inner extractor.
+    derivatives. To compile, call ``compile()`` of the inner extractor, which leaves the names of weights as they are.
 
     A ``state_dict`` is that of the inner extractor, without a prefix: each loads what the other saved.
 
@@ -81,7 +83,10 @@ class GradientCache(IExtractor):
             raise ValueError(f"GradientCache needs tensors with a row for each item of the batch, got shapes {shapes}.")
         if len(inputs[0]) <= self.chunk_size:
             return embed(x)
-        chunks = [slice(start, start + self.chunk_size) for start in range(0, len(inputs[0]), self.chunk_size)]
+        n, n_chunks = len(inputs[0]), -(-len(inputs[0]) // self.chunk_size)
+        # of nearly equal sizes: batch normalisation has no statistics of a last chunk of one item
+        bounds = [i * (n // n_chunks) + min(i, n % n_chunks) for i in range(n_chunks + 1)]
+        chunks = [slice(*ends) for ends in pairwise(bounds)]
         parameters = list(self.extractor.parameters())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *parameters)):
             # what gradients are for has to be named as an argument
@@ -108,17 +113,22 @@ class _EmbedTwice(torch.autograd.Function):
     ) -> Tensor:
         inputs = tensors[: len(tensors) - len(list(extractor.parameters()))]
         embeddings = None
+        needs_grad = False
         states = []
         for rows in chunks:
             state = _State(extractor, inputs)
             with torch.enable_grad():  # as in the second pass, so that the same kernels run
-                part = embed([tensor[rows] for tensor in inputs]).detach()
+                part = embed([tensor[rows] for tensor in inputs])
+            needs_grad |= part.requires_grad
+            part = part.detach()
             if embeddings is None:
                 embeddings = part.new_empty(len(inputs[0]), *part.shape[1:])
             embeddings[rows] = part
             state.forget_unchanged_buffers()
             states.append(state)
         assert embeddings is not None
+        if not needs_grad:
+            ctx.mark_non_differentiable(embeddings)
         ctx.save_for_backward(*tensors)
         ctx.extractor, ctx.embed, ctx.chunks, ctx.states, ctx.n_inputs = extractor, embed, chunks, states, len(inputs)
         return embeddings
@@ -138,9 +148,12 @@ class _EmbedTwice(torch.autograd.Function):
         }
         for rows, state in zip(ctx.chunks, ctx.states, strict=True):
             leaves = [x[rows].detach().requires_grad_(need) for x, need in zip(inputs, input_needed, strict=True)]
-            with state.restored(parameters), torch.enable_grad():
-                embeddings = ctx.embed(leaves)
-            torch.autograd.backward(embeddings, gradient[rows])
+            with state.restored(parameters):
+                with torch.enable_grad():
+                    embeddings = ctx.embed(leaves)
+                if embeddings.requires_grad:
+                    with without_autocast(gradient.device.type):
+                        torch.autograd.backward(embeddings, gradient[rows])
             for whole, leaf in zip(input_gradients, leaves, strict=True):
                 if whole is not None and leaf.grad is not None:
                     whole[rows] = leaf.grad
@@ -228,10 +241,9 @@ def _embed(embed: Callable[[Any], Tensor], x: Any, tensors: Sequence[Tensor]) ->
 
 def _drop_prefix(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
     own = f"{prefix}extractor."
-    for name in [name for name in state if name.startswith(own)]:
-        state[prefix + name.removeprefix(own)] = state.pop(name)
+    state.update({prefix + name.removeprefix(own): state.pop(name) for name in list(state) if name.startswith(own)})
 
 
 def _add_prefix(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[f"{prefix}extractor.{name.removeprefix(prefix)}"] = state.pop(name)
+    own = f"{prefix}extractor."
+    state.update({own + name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)})
