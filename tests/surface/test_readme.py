@@ -1,4 +1,4 @@
-"""The Python code of README.md and docs/ runs as it stands, each block in a process and a folder of its own."""
+"""The Python code of README.md and docs/losses.md runs as it stands, each block in a process and folder of its own."""
 
 import os
 import re
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
-DOCS = sorted((README.parent / "docs").glob("*.md"))
+#: pages whose code needs no data of the reader
+DOCS = [README.parent / "docs" / "losses.md"]
 BLOCKS = dict(re.findall(r"\[comment\]:([\w-]+)-start\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
 for page in DOCS:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
