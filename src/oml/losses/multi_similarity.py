@@ -36,8 +36,8 @@ class MultiSimilarityLoss(NeedsInstances):
 
     Example:
         >>> criterion = MultiSimilarityLoss(alpha=1.0, beta=1.0, base=1.0, epsilon=None)
-        >>> criterion(torch.ones(2, 3), torch.tensor([0, 1]))  # each has one negative, at the base: ln 2
-        tensor(0.6931)
+        >>> criterion(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]))  # ln 2 + ln 3: all at the base
+        tensor(1.7918)
     """
 
     criterion_name = "multi_similarity"
