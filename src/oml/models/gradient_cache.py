@@ -152,6 +152,7 @@ class _EmbedTwice(torch.autograd.Function):
                 with torch.enable_grad():
                     embeddings = ctx.embed(leaves)
                 if embeddings.requires_grad:
+                    # layers have chosen their types in the forward pass; checkpointed ones restore what they need
                     with without_autocast(gradient.device.type):
                         torch.autograd.backward(embeddings, gradient[rows])
             for whole, leaf in zip(input_gradients, leaves, strict=True):
@@ -241,6 +242,7 @@ def _embed(embed: Callable[[Any], Tensor], x: Any, tensors: Sequence[Tensor]) ->
 
 def _drop_prefix(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
     own = f"{prefix}extractor."
+    # all at once, as the extractor may hold an `extractor` as well
     state.update({prefix + name.removeprefix(own): state.pop(name) for name in list(state) if name.startswith(own)})
 
 
