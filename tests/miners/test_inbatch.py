@@ -125,7 +125,7 @@ def test_n_hard_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     miner = NHardTripletsMiner(2, (3, 5))
     whole = ids(miner.mine(points, labels))
     assert len(whole) == 40 * 2 * 3
-    monkeypatch.setattr("oml.miners._hardest._NUMBERS", 160)
+    monkeypatch.setattr("oml.miners.inbatch_nhard_tri._NUMBERS", 160)
     assert ids(miner.mine(points, labels)) == whole
 
 

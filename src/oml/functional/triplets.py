@@ -15,6 +15,7 @@ from oml.functional.distances import pairwise_dist
 from oml.functional.precision import in_full_precision
 
 _HARDEST = slice(0, 1)
+_FEW_ITEMS = 256  # of a batch, up to which masks of all pairs are quicker than tables of the items of labels
 
 
 class Triplets(NamedTuple):
@@ -158,7 +159,14 @@ def hardest_triplets(distances: Float[Tensor, "batch batch"], labels: Int[Tensor
         >>> hardest_triplets(torch.cdist(x, x), torch.tensor([0, 0, 1, 1])).negative
         tensor([2, 2, 1, 1])
     """
-    return n_hardest_triplets(distances, labels)
+    if not 0 < len(labels) <= _FEW_ITEMS:
+        return n_hardest_triplets(distances, labels)
+    same = labels[:, None] == labels
+    n_same = same.sum(dim=1)
+    anchor = ((n_same > 1) & (n_same < len(labels))).nonzero()[:, 0]
+    farthest = distances.masked_fill(~same, -torch.inf).fill_diagonal_(-torch.inf).argmax(dim=1)
+    nearest = distances.masked_fill(same, torch.inf).argmin(dim=1)
+    return Triplets(anchor, farthest.index_select(0, anchor), nearest.index_select(0, anchor))
 
 
 @in_full_precision

@@ -187,7 +187,9 @@ class TripletLossWithMiner(ITripletLossWithMiner):
             if isinstance(miner, ITripletsMinerByIds):
                 candidates, (anchor, positive, negative), is_original, known = miner.pick(features, labels)
                 ends = torch.cat([positive, negative])
-                both = indexed_dist(candidates, anchor.repeat(2), ends, None if known is None else torch.cat(known))
+                both = indexed_dist(
+                    candidates, torch.cat([anchor, anchor]), ends, None if known is None else torch.cat(known)
+                )
                 to_positives, to_negatives = both.view(2, len(anchor)).unbind()
             else:
                 anchors, positives, negatives = miner.sample(features, labels)[:3]

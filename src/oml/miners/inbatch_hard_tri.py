@@ -3,9 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.triplets import Triplets
+from oml.functional.distances import euclidean_pairs
+from oml.functional.triplets import Triplets, hardest_triplets
 from oml.interfaces.miners import ITripletsMinerInBatch, MinedTriplets, TLabels
-from oml.miners._hardest import hardest_among
 
 
 class HardTripletsMiner(ITripletsMinerInBatch):
@@ -16,8 +16,12 @@ class HardTripletsMiner(ITripletsMinerInBatch):
 
     def mine(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Triplets:
         """Positions of one triplet per anchor, by the L2 distances of ``features``."""
-        return hardest_among(features, labels, len(features)).triplets
+        return hardest_triplets(euclidean_pairs(features).distances, labels)
 
     def pick(self, features: Float[Tensor, "batch dim"], labels: TLabels) -> MinedTriplets:
         """The triplets and their distances; as :meth:`~oml.interfaces.miners.ITripletsMinerInBatch.pick`."""
-        return hardest_among(features, self.checked(features, labels), len(features))
+        labels = self.checked(features, labels)
+        distances = euclidean_pairs(features).distances
+        ids = hardest_triplets(distances, labels)
+        known = distances[ids.anchor, ids.positive], distances[ids.anchor, ids.negative]
+        return MinedTriplets(features, ids, distances=known)

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.triplets import Triplets
+from oml.functional.distances import euclidean_pairs
+from oml.functional.triplets import Triplets, n_hardest_triplets
 from oml.interfaces.miners import ITripletsMinerInBatch, MinedTriplets, TLabels
-from oml.miners._hardest import hardest_among
+
+_NUMBERS = 2**21  # of distances at a time: 8 MiB
 
 
 class NHardTripletsMiner(ITripletsMinerInBatch):
@@ -46,7 +49,19 @@ class NHardTripletsMiner(ITripletsMinerInBatch):
         self, candidates: Float[Tensor, "candidate dim"], labels: Int[Tensor, " candidate"], n_anchors: int
     ) -> MinedTriplets:
         """The triplets of the first ``n_anchors`` candidates, with all of them as positives and negatives."""
-        return hardest_among(candidates, labels, n_anchors, self.positive_slice, self.negative_slice)
+        x = candidates.detach()
+        size = max(1, _NUMBERS // max(1, len(x)))
+        parts = []
+        for anchors in torch.arange(n_anchors, device=labels.device).split(size):
+            one_set = len(anchors) == len(x)  # whose distances take fewer steps
+            distances = (euclidean_pairs(x) if one_set else euclidean_pairs(x[anchors], x)).distances
+            ids = n_hardest_triplets(distances, labels, self.positive_slice, self.negative_slice, anchors)
+            row = ids.anchor if len(anchors) == n_anchors else ids.anchor - anchors[0]
+            parts.append((*ids, distances[row, ids.positive], distances[row, ids.negative]))
+        *ids, to_positives, to_negatives = (
+            values[0] if len(values) == 1 else torch.cat(values) for values in zip(*parts, strict=True)
+        )
+        return MinedTriplets(candidates, Triplets(*ids), distances=(to_positives, to_negatives))
 
     def takes_all(self, n: int) -> bool:
         """Whether of ``n`` items no anchor can have more positives or negatives than are taken."""
