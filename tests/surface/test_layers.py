@@ -16,7 +16,7 @@ LAYERS = [
     {"datasets", "transforms", "samplers", "miners", "losses", "models"},
     {"retrieval", "metrics", "inference"},
     {"registry", "configs"},
-    {"lightning"},
+    {"report", "lightning"},
     {"cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
