@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from oml.metrics.per_query import ranking_metrics
+from oml.retrieval import NothingToFindError, RetrievalResults
+
+# positions on a line: those at 4 and 3 find a stranger first, all others find their like
+LINE = torch.tensor([[0.0], [1.0], [4.0], [3.0], [20.0], [21.0], [7.0]])
+LABELS = torch.tensor([0, 0, 1, 0, 2, 2, 1])
+EVERYONE = torch.ones(7, dtype=torch.bool)
+
+
+def results(top_k: int) -> RetrievalResults:
+    return RetrievalResults.from_embeddings(LINE, LABELS, EVERYONE, EVERYONE, top_k=top_k)
+
+
+def test_values_by_hand() -> None:
+    values = ranking_metrics(results(3), cmc_top_k=(1,), precision_top_k=(2,), map_top_k=(3,))
+    assert values["cmc"][1].tolist() == [1, 1, 0, 0, 1, 1, 1]
+    assert values["precision"][2].tolist() == [1, 0.5 + 0.5, 0, 0.5, 1, 1, 1]
+    # ranked by id where equal: 0 finds 1 3 2, 1 finds 0 3 2, 2 finds 3 1 6, 3 finds 2 1 0
+    torch.testing.assert_close(values["map"][3], torch.tensor([1, 1, 1 / 3, (1 / 2 + 2 / 3) / 2, 1, 1, 1]))
+    assert set(ranking_metrics(results(1), cmc_top_k=(1,))) == {"cmc"}
+
+
+def test_k_beyond_the_ranks_is_an_error_only_if_something_may_stand_there() -> None:
+    with pytest.raises(ValueError, match="search with top_k=4, got 2 ranks, which lack relevant items of 2 queries"):
+        ranking_metrics(results(2), cmc_top_k=(1, 4))
+    # with three ranks all is found, but for nothing: then any k is as good
+    values = ranking_metrics(results(3), map_top_k=(3, 100))["map"]
+    assert torch.equal(values[3], values[100])
+    with pytest.raises(ValueError, match="positive int k, got 0"):
+        ranking_metrics(results(3), cmc_top_k=(0,))
+
+
+def test_queries_with_nothing_to_find_have_no_value() -> None:
+    ids = torch.arange(3)
+    lone = RetrievalResults(
+        ids + 10, torch.tensor([5, 0, 6]), ids, torch.tensor([0, 1, 2]), ids[:, None], torch.ones(3, 1)
+    )
+    with pytest.raises(NothingToFindError, match=r"2 of 3 have nothing: items \[10, 12\], labels \[5, 6\]"):
+        ranking_metrics(lone, cmc_top_k=(1,))
