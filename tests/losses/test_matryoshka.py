@@ -1,11 +1,17 @@
+from inspect import unwrap
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from oml.functional.distances import normalise
 from oml.losses.arcface import ArcFaceLoss
 from oml.losses.contrastive import SupConLoss
 from oml.losses.matryoshka import MatryoshkaLoss
+from oml.losses.pml import PMLLoss
 from oml.losses.surrogate_precision import SurrogatePrecision
 from oml.losses.triplet import TripletLossWithMiner
 from oml.registry.losses import LOSSES_REGISTRY
@@ -107,14 +113,47 @@ def test_half_precision() -> None:
 
 
 def test_what_is_refused() -> None:
-    for dims in ([], [0, 2], [2, 2]):
-        with pytest.raises(ValueError, match="MatryoshkaLoss needs different dims of 1 or more"):
+    for dims in ([], [0, 2]):
+        with pytest.raises(ValueError, match="MatryoshkaLoss needs dims of 1 or more, and at least one"):
             MatryoshkaLoss(SupConLoss(), dims=dims)
+    with pytest.raises(ValueError, match=r"MatryoshkaLoss needs each of its dims once, got \[2, 2\]"):
+        MatryoshkaLoss(SupConLoss(), dims=[2, 2])
     with pytest.raises(ValueError, match="got 2 criteria and 1 weights"):
         MatryoshkaLoss(SupConLoss(), dims=[1, 2], weights=[1.0])
     with pytest.raises(ValueError, match="got 1 criteria and 2 weights"):
         MatryoshkaLoss([SupConLoss()], dims=[1, 2])
-    with pytest.raises(ValueError, match="cannot copy ArcFaceLoss"):
-        MatryoshkaLoss(ArcFaceLoss(in_features=8, num_classes=3), dims=[4, 8])
     with pytest.raises(ValueError, match="prefixes of 16 numbers, got embeddings of 8"):
         MatryoshkaLoss(SupConLoss(), dims=[2, 16])(points(), LABELS)
+
+
+@pytest.mark.parametrize("dims", [np.array([2, 4]), torch.tensor([2]), 5, 1.5, None, "24", (1.0, 2), {2, 4}], ids=str)
+def test_dims_are_ints(dims: Any) -> None:
+    text = f"MatryoshkaLoss needs a list or tuple of ints as dims, got {type(dims).__name__}"
+    with pytest.raises(TypeError, match=text):
+        unwrap(MatryoshkaLoss.__init__)(MatryoshkaLoss.__new__(MatryoshkaLoss), SupConLoss(), dims)
+
+
+class OfThreeLabels(ArcFaceLoss):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(num_classes=3, **kwargs)
+
+
+SIZED = {
+    "ArcFaceLoss": (ArcFaceLoss(in_features=8, num_classes=3), "in_features"),
+    "OfThreeLabels": (OfThreeLabels(in_features=8), "in_features"),
+    "ProxyAnchorLoss": (losses.ProxyAnchorLoss(num_classes=3, embedding_size=8), "embedding_size"),
+    "CosFaceLoss": (losses.CosFaceLoss(num_classes=3, embedding_size=8), "embedding_size"),  # its parent's argument
+    "CrossBatchMemory": (losses.CrossBatchMemory(losses.NTXentLoss(), embedding_size=8), "embedding_size"),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_losses_for_one_size_are_not_copied(name: str) -> None:
+    inner, argument = SIZED[name]
+    for criterion in (inner, PMLLoss(inner), PMLLoss(losses.MultipleLosses([inner]))):
+        text = f"cannot copy {type(criterion).__name__}, as {name} is built .* with {argument} of that size"
+        with pytest.raises(ValueError, match=text):
+            MatryoshkaLoss(criterion, dims=[4, 8])
+        assert len(MatryoshkaLoss(criterion, dims=[8]).criteria) == 1
+    copied = MatryoshkaLoss(PMLLoss(losses.MultiSimilarityLoss()), dims=[4, 8])
+    assert copied(points(), LABELS).isfinite()

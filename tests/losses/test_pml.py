@@ -286,6 +286,8 @@ def test_a_batch_with_nothing_to_learn_from() -> None:
 def test_things_of_another_kind() -> None:
     with pytest.raises(TypeError, match="PMLLoss needs a loss of pytorch-metric-learning, got dict"):
         unwrap(PMLLoss.__init__)(PMLLoss.__new__(PMLLoss), {"name": "TripletMarginLoss"})  # pyright: ignore
+    with pytest.raises(TypeError, match="PMLLoss needs a loss of embeddings and labels, got SelfSupervisedLoss"):
+        PMLLoss(losses.SelfSupervisedLoss(losses.TripletMarginLoss()))
     with pytest.raises(TypeError, match="PMLMiner needs a miner of pytorch-metric-learning, got Linear"):
         PMLMiner(nn.Linear(1, 1))
     with pytest.raises(TypeError, match="looks at nothing but the batch, got TripletMinerWithMemory"):

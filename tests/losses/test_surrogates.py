@@ -1,5 +1,8 @@
 import math
+from inspect import unwrap
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -249,11 +252,18 @@ def test_what_is_refused() -> None:
     distances, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="surrogate_precision needs k of 1 or more, got 0"):
         surrogate_precision(distances, mask, 0, 1.0, 1.0)
-    with pytest.raises(ValueError, match="surrogate_precision needs temperatures above 0, got 0"):
-        surrogate_precision(distances, mask, 1, 1.0, 0.0)
+    for t1, t2 in ((1.0, 0.0), (-1.0, 1.0)):
+        with pytest.raises(ValueError, match=f"surrogate_precision needs temperatures above 0, got {t1} and {t2}"):
+            surrogate_precision(distances, mask, 1, t1, t2)
+        with pytest.raises(ValueError, match=f"surrogate_recall needs temperatures above 0, got {t1} and {t2}"):
+            surrogate_recall(distances, mask, [1], t1, t2)
+    for function, k in ((surrogate_precision, 1), (surrogate_recall, [1])):
+        for wrong in (mask[:1], mask[0]):
+            with pytest.raises(ValueError, match=rf"{function.__name__} needs two matrices .* got \(2, 3\) and"):
+                unwrap(function)(distances, wrong, k, 1.0, 1.0)
     with pytest.raises(ValueError, match="reduction"):
         surrogate_precision.__wrapped__.__wrapped__(distances, mask, 1, 1.0, 1.0, "avg")
-    with pytest.raises(ValueError, match="one k or more"):
+    with pytest.raises(ValueError, match="surrogate_recall needs k_values of 1 or more, and at least one"):
         surrogate_recall(distances, mask, [], 1.0, 1.0)
     for wrong in ({"k": 0}, {"k": 1, "temperature1": 0.0}, {"k": 1, "temperature2": -1.0}):
         with pytest.raises(ValueError, match="SurrogatePrecision needs k and temperatures above 0"):
@@ -263,3 +273,15 @@ def test_what_is_refused() -> None:
             RecallAtKSurrogate(**wrong)
     with pytest.raises(ValueError, match="SurrogatePrecision needs one integer label per embedding"):
         SurrogatePrecision(k=1)(torch.zeros(3, 2), [0, 1])
+
+
+NOT_INTS = [np.array([1, 2]), torch.tensor([1]), np.array([]), 5, 1.5, None, "12", (1.0, 2), [True], {1, 2}]
+
+
+@pytest.mark.parametrize("k_values", NOT_INTS, ids=str)
+def test_cut_offs_are_ints(k_values: Any) -> None:
+    text = r" needs a list or tuple of ints as k_values, got "
+    with pytest.raises(TypeError, match=f"RecallAtKSurrogate{text}{type(k_values).__name__}"):
+        unwrap(RecallAtKSurrogate.__init__)(RecallAtKSurrogate.__new__(RecallAtKSurrogate), k_values)
+    with pytest.raises(TypeError, match=f"surrogate_recall{text}{type(k_values).__name__}"):
+        unwrap(surrogate_recall)(torch.zeros(2, 3), torch.ones(2, 3), k_values, 1.0, 1.0)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from oml.functional.precision import in_full_precision
-from oml.functional.surrogates import found_within_k, ranks_of_relevant
+from oml.functional.surrogates import check_ranking, found_within_k, ranks_of_relevant
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -80,5 +80,8 @@ def surrogate_precision(
         >>> surrogate_precision(distances, torch.tensor([[True, False, True, True]]), k=2, t1=1e-3, t2=1e-3)
         tensor(0.5000)
     """
-    ranks, is_relevant = ranks_of_relevant("surrogate_precision", distances, mask_gt, t2)
-    return get_reduced(found_within_k("surrogate_precision", ranks, is_relevant, k, t1), reduction)
+    if k < 1:
+        raise ValueError(f"surrogate_precision needs k of 1 or more, got {k}.")
+    check_ranking("surrogate_precision", distances, mask_gt, t1, t2)
+    ranks, is_relevant = ranks_of_relevant(distances, mask_gt, t2)
+    return get_reduced(found_within_k(ranks, is_relevant, k, t1), reduction)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from oml.functional.arguments import whole_numbers
 from oml.functional.derivatives import first_order_only
 from oml.functional.precision import in_full_precision
 
@@ -42,6 +43,7 @@ def surrogate_recall(
         t2: temperature of the comparison of similarities, in their unit.
 
     Raises:
+        TypeError: ``k_values`` are no sequence of ints.
         ValueError: ``k_values`` are none or not above 0, or a temperature is not, or the shapes differ.
 
     Example:
@@ -50,52 +52,51 @@ def surrogate_recall(
         >>> surrogate_recall(similarities, is_relevant, k_values=[1, 3], t1=1e-3, t2=1e-3)  # (0.5 + 1.5 / 2) / 2
         tensor([0.6250])
     """
-    if not k_values:
-        raise ValueError("surrogate_recall needs one k or more, got none.")
-    ranks, is_relevant = ranks_of_relevant("surrogate_recall", -similarities, mask_gt, t2)
+    k_values = whole_numbers("surrogate_recall", "k_values", k_values)
+    check_ranking("surrogate_recall", similarities, mask_gt, t1, t2)
+    ranks, is_relevant = ranks_of_relevant(-similarities, mask_gt, t2)
     ranks = ranks + 0.5  # the item is to count for 1: it was compared with itself, which gave 0.5
-    recalls = [found_within_k("surrogate_recall", ranks, is_relevant, k, t1) for k in k_values]
+    recalls = [found_within_k(ranks, is_relevant, k, t1) for k in k_values]
     return torch.stack(recalls).mean(dim=0)
 
 
+def check_ranking(owner: str, values: Tensor, mask_gt: Tensor, *temperatures: int | float) -> None:
+    """Raise ``ValueError`` unless there are two matrices of one shape, and temperatures above 0."""
+    if values.ndim != 2 or values.shape != mask_gt.shape:
+        raise ValueError(
+            f"{owner} needs two matrices (query, gallery), got {tuple(values.shape)} and {tuple(mask_gt.shape)}."
+        )
+    if not all(temperature > 0 for temperature in temperatures):
+        raise ValueError(f"{owner} needs temperatures above 0, got {' and '.join(map(str, temperatures))}.")
+
+
 def ranks_of_relevant(
-    owner: str, distances: Float[Tensor, "query gallery"], mask_gt: Tensor, temperature: int | float
+    distances: Float[Tensor, "query gallery"],
+    mask_gt: Bool[Tensor, "query gallery"] | Int[Tensor, "query gallery"] | Float[Tensor, "query gallery"],
+    temperature: int | float,
 ) -> tuple[Float[Tensor, "query relevant"], Bool[Tensor, "query relevant"]]:
     """Smooth ranks of the relevant items of each query, and which of them exist: some queries have fewer.
 
     Ranks of the others are never asked for, which leaves ``n_instances / batch`` of the work. To know the number
-    of columns costs one wait for the device. ``owner`` needs this, for the message of a ``ValueError``.
+    of columns costs one wait for the device.
     """
-    if distances.ndim != 2 or distances.shape != mask_gt.shape:
-        raise ValueError(
-            f"{owner} needs two matrices (query, gallery), got {tuple(distances.shape)} and {tuple(mask_gt.shape)}."
-        )
     relevant = mask_gt != 0
     n_relevant = relevant.sum(dim=1)
     is_relevant, ids = relevant.byte().topk(int(n_relevant.amax()) if len(n_relevant) else 0, dim=1)
     is_relevant = is_relevant.bool()
     values = distances.gather(1, ids).masked_fill(~is_relevant, 0)
-    return smooth_ranks(values, distances, _above_0(owner, temperature)), is_relevant
+    return smooth_ranks(values, distances, temperature), is_relevant
 
 
 def found_within_k(
-    owner: str,
     ranks: Float[Tensor, "query relevant"],
     is_relevant: Bool[Tensor, "query relevant"],
     k: int,
     t1: int | float,
 ) -> Float[Tensor, " query"]:
     """``sum over relevant items of sigmoid((k - rank) / t1) / min(k, n_relevant)``, 0 for none."""
-    if k < 1:
-        raise ValueError(f"{owner} needs k of 1 or more, got {k}.")
-    found = torch.sigmoid((k - ranks) / _above_0(owner, t1)) * is_relevant
+    found = torch.sigmoid((k - ranks) / t1) * is_relevant
     return found.sum(dim=1) / is_relevant.sum(dim=1).clamp(1, k)
-
-
-def _above_0(owner: str, temperature: int | float) -> int | float:
-    if not temperature > 0:
-        raise ValueError(f"{owner} needs temperatures above 0, got {temperature}.")
-    return temperature
 
 
 def smooth_ranks(

@@ -30,7 +30,7 @@ def checked_batch(
             f"{owner} needs embeddings of shape (batch, {in_features}), as it was built with "
             f"in_features={in_features}; got {tuple(embeddings.shape)}."
         )
-    return checked_labels(owner, embeddings, labels, n_labels).long()
+    return checked_labels(owner, embeddings, labels, n_labels)
 
 
 @torch.no_grad()

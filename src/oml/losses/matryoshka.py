@@ -7,6 +7,7 @@ from inspect import signature
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from oml.functional.arguments import whole_numbers
 from oml.functional.distances import normalise
 from oml.functional.precision import in_full_precision
 from oml.interfaces.miners import TLabels
@@ -35,6 +36,7 @@ class MatryoshkaLoss(nn.Module):
     behind the name.
 
     Raises:
+        TypeError: ``dims`` are no sequence of ints.
         ValueError: ``dims`` are none, not above 0 or repeated, numbers of losses or weights differ from theirs,
             or one loss for a fixed size of embeddings is to serve several.
 
@@ -54,8 +56,9 @@ class MatryoshkaLoss(nn.Module):
         normalise: bool = False,
     ) -> None:
         super().__init__()
-        if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
-            raise ValueError(f"MatryoshkaLoss needs different dims of 1 or more, got {list(dims)}.")
+        dims = whole_numbers("MatryoshkaLoss", "dims", dims)
+        if len(set(dims)) < len(dims):
+            raise ValueError(f"MatryoshkaLoss needs each of its dims once, got {list(dims)}.")
         if isinstance(criterion, nn.Module) and not isinstance(criterion, nn.ModuleList):
             criterion = _copies(criterion, len(dims))
         weights = [1.0] * len(dims) if weights is None else list(weights)
@@ -95,9 +98,13 @@ class MatryoshkaLoss(nn.Module):
 
 
 def _copies(criterion: nn.Module, n: int) -> list[nn.Module]:
-    if n > 1 and "in_features" in signature(type(criterion)).parameters:
-        raise ValueError(
-            f"MatryoshkaLoss cannot copy {type(criterion).__name__}, which is built for one size of embeddings: "
-            "give a sequence of them, one for each of the dims, with in_features of that size."
-        )
+    for part in criterion.modules() if n > 1 else ():  # a wrapper hides what it wraps
+        # a subclass may hand its parent's arguments on without naming them
+        arguments = {name for parent in type(part).__mro__ for name in signature(parent.__init__).parameters}
+        if sizes := arguments & {"in_features", "embedding_size"}:
+            raise ValueError(
+                f"MatryoshkaLoss cannot copy {type(criterion).__name__}, as {type(part).__name__} is built for one "
+                f"size of embeddings: give a sequence of losses, one for each of the dims, with {min(sizes)} of that "
+                "size."
+            )
     return [deepcopy(criterion) for _ in range(n)]

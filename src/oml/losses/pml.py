@@ -1,5 +1,6 @@
 """Losses of pytorch-metric-learning, with a miner."""
 
+from inspect import signature
 from typing import Any
 
 from jaxtyping import Float
@@ -39,7 +40,7 @@ class PMLLoss(nn.Module):
             ``n_positive_pairs`` and ``n_negative_pairs``.
 
     Raises:
-        TypeError: ``loss`` or ``miner`` is of another kind.
+        TypeError: ``loss`` or ``miner`` is of another kind, or the loss takes no labels, as ``SelfSupervisedLoss``.
     """
 
     criterion_name = "pml"
@@ -48,6 +49,12 @@ class PMLLoss(nn.Module):
         super().__init__()
         if not isinstance(loss, nn.Module):
             raise TypeError(f"PMLLoss needs a loss of pytorch-metric-learning, got {type(loss).__name__}.")
+        arguments = signature(loss.forward).parameters
+        if "ref_emb" in arguments and "labels" not in arguments:
+            raise TypeError(
+                f"PMLLoss needs a loss of embeddings and labels, got {type(loss).__name__}, which compares two views "
+                "of each item. Give the loss inside of it, and both views in one batch with equal labels."
+            )
         if not isinstance(miner, ITripletsMinerInBatch | nn.Module | None) or (
             isinstance(miner, ITripletsMiner) and not isinstance(miner, ITripletsMinerInBatch)
         ):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from oml.functional.arguments import whole_numbers
 from oml.functional.distances import normalise
 from oml.functional.labels import checked_labels
 from oml.functional.precision import in_full_precision
@@ -35,6 +36,7 @@ class RecallAtKSurrogate(NeedsInstances):
     After each call, ``last_logs`` has ``n_anchors``: how many items had a positive in the batch.
 
     Raises:
+        TypeError: ``k_values`` are no sequence of ints.
         ValueError: there are no ``k_values``, or one or a temperature is not above 0.
 
     Example:
@@ -52,11 +54,9 @@ class RecallAtKSurrogate(NeedsInstances):
         temperature2: int | float = 0.01,
     ) -> None:
         super().__init__()
-        if not k_values or min(k_values) < 1:
-            raise ValueError(f"RecallAtKSurrogate needs k_values of 1 or more, got {list(k_values)}.")
+        self.k_values = whole_numbers("RecallAtKSurrogate", "k_values", k_values)
         if not (temperature1 > 0 and temperature2 > 0):
             raise ValueError(f"RecallAtKSurrogate needs temperatures above 0, got {temperature1} and {temperature2}.")
-        self.k_values = tuple(k_values)
         self.temperature1 = temperature1
         self.temperature2 = temperature2
         self.last_logs: dict[str, Tensor] = {}

@@ -81,7 +81,7 @@ class Bank(nn.Module):
         Raises:
             ValueError: The embeddings have another size than those in the bank.
         """
-        embeddings, labels = _of_all_ranks(embeddings.detach(), labels.long())
+        embeddings, labels = _of_all_ranks(embeddings, labels.long())
         if not len(labels):
             return
         self._batch_size = self._batch_size or len(labels)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from oml.functional.derivatives import first_order_only
 from oml.functional.precision import without_autocast
 from oml.interfaces.models import IExtractor
 
@@ -34,7 +34,8 @@ class GradientCache(IExtractor):
     chunk, as if the chunks were batches; all else equals the extractor on the whole batch. Buffers that the model
     changes in its forward pass change once and not again in the backward pass; other state of modules, such as a
     counter or a generator of their own, is not restored. Forward hooks are called in both passes. There are no second
-    derivatives. To compile, call ``compile()`` of the inner extractor, which leaves the names of weights as they are.
+    derivatives: ``create_graph=True`` is an error. To compile, call ``compile()`` of the inner extractor, which leaves
+    the names of weights as they are.
 
     A ``state_dict`` is that of the inner extractor, without a prefix: each loads what the other saved.
 
@@ -90,13 +91,13 @@ class GradientCache(IExtractor):
         parameters = list(self.extractor.parameters())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *parameters)):
             # what gradients are for has to be named as an argument
-            embeddings = _EmbedTwice.apply(self.extractor, partial(_embed, embed, x), chunks, *inputs, *parameters)
+            embeddings = _GradientCache.apply(self.extractor, partial(_embed, embed, x), chunks, *inputs, *parameters)
             assert isinstance(embeddings, Tensor)
             return embeddings
         return torch.cat([_embed(embed, x, [tensor[rows] for tensor in inputs]) for rows in chunks])
 
 
-class _EmbedTwice(torch.autograd.Function):
+class _GradientCache(torch.autograd.Function):
     """Embeds chunks and keeps nothing else; for their gradients embeds them anew, each followed by its backward pass.
 
     Checkpointing each chunk would give the same, but keeps the nodes of all graphs, small objects between which a
@@ -134,7 +135,7 @@ class _EmbedTwice(torch.autograd.Function):
         return embeddings
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors = ctx.saved_tensors  # raises an error if weights have changed in between
         needed = ctx.needs_input_grad[3:]
