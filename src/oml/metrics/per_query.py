@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranking import average_precision_at_k, cmc_at_k, precision_at_k
-from oml.retrieval import NothingToFindError, RetrievalResults
+from oml.retrieval import RetrievalResults
 
 
 def ranking_metrics(
@@ -36,12 +37,7 @@ def ranking_metrics(
         >>> ranking_metrics(results, cmc_top_k=(1, 2), map_top_k=(2,))
         {'cmc': {1: tensor([1., 1., 0.]), 2: tensor([1., 1., 1.])}, 'map': {2: tensor([1.0000, 1.0000, 0.5000])}}
     """
-    if len(rows := (results.n_relevant == 0).nonzero().squeeze(1)):
-        raise NothingToFindError(
-            f"ranking_metrics needs queries with something to find, {len(rows)} of {len(results)} have nothing: items "
-            f"{results.query_ids[rows[:3]].tolist()}, labels {results.query_labels[rows[:3]].tolist()} and so on. "
-            "Take them out of the queries."
-        )
+    rows_to_evaluate(results.n_relevant, ids=results.query_ids, labels=results.query_labels)
     relevant, n_relevant = results.is_relevant, results.n_relevant
     too_far = [k for k in (*cmc_top_k, *precision_top_k, *map_top_k) if isinstance(k, int) and k > relevant.shape[1]]
     if too_far and (unfound := relevant.sum(dim=1) < n_relevant).any():

@@ -1,6 +1,5 @@
 """What a search found: the one value between embeddings and everything after them."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
@@ -11,23 +10,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from oml.const import IS_GALLERY_COLUMN, IS_QUERY_COLUMN, SEQUENCE_COLUMN
+from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.search import exact_search
 from oml.utils.io import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from oml.datasets.base import DatasetQueryGallery
+
 _FIELDS = ("query_ids", "gallery_ids", "query_labels", "gallery_labels", "retrieved_ids", "distances")
 _SEQUENCE_FIELDS = ("query_sequences", "gallery_sequences")
-
-
-class NothingToFindError(ValueError, AssertionError):
-    """Some queries have no relevant item in the gallery. Also an ``AssertionError``, which old callers catch.
-
-    Example:
-        >>> issubclass(NothingToFindError, ValueError) and issubclass(NothingToFindError, AssertionError)
-        True
-    """
 
 
 @final
@@ -94,37 +88,63 @@ class RetrievalResults:
                 "RetrievalResults needs the sequence of every query and gallery or none at all, got "
                 f"{[len(s) for s in sequences]} for {len(query_ids)} queries and {len(gallery_ids)} galleries."
             )
-        self.query_sequences = query_sequences
-        self.gallery_sequences = gallery_sequences
-        size = int(torch.cat([query_ids, gallery_ids]).amax()) + 1 if len(query_ids) + len(gallery_ids) else 0
-        allowed = torch.isin(retrieved_ids, gallery_ids) & (retrieved_ids != query_ids[:, None])
+        ids = torch.cat([query_ids, gallery_ids])
+        if len(ids) and ids.amin() < 0:
+            raise ValueError(f"RetrievalResults needs positions in the data set as ids, got {int(ids.amin())}.")
+        size = int(ids.amax()) + 1 if len(ids) else 0
+
+        # What is known of each id; the place after them is for ids that are none, the last one for -1.
+        place = retrieved_ids.masked_fill((retrieved_ids < -1) | (retrieved_ids >= size), size)
+        label_of = gallery_labels.new_zeros(size + 2)
+        label_of[gallery_ids] = gallery_labels
+        is_gallery = torch.zeros(size + 2, dtype=torch.bool, device=gallery_ids.device)
+        is_gallery[gallery_ids] = True
+        is_query = torch.zeros_like(is_gallery)
+        is_query[query_ids] = True
+        if is_gallery.sum() < len(gallery_ids) or is_query.sum() < len(query_ids):
+            raise ValueError("RetrievalResults needs each query and each gallery once, some ids occur twice.")
+        both = is_gallery[query_ids]
+        if len(other := query_ids[both & (label_of[query_ids] != query_labels)]):
+            raise ValueError(
+                f"RetrievalResults needs one label per item, got others as query and as gallery for {len(other)} "
+                f"items, such as {other[:3].tolist()}."
+            )
+
+        is_empty = retrieved_ids == -1
+        allowed = is_gallery[place] & (retrieved_ids != query_ids[:, None])
         if query_sequences is not None and gallery_sequences is not None:
-            sequence_of = query_sequences.new_full((size + 1,), -1)
+            sequence_of = query_sequences.new_full((size + 2,), -1)
             sequence_of[gallery_ids] = gallery_sequences
-            own = (sequence_of[retrieved_ids.clamp(-1, size)] == query_sequences[:, None]) & (query_sequences >= 0)[
-                :, None
-            ]
-            allowed &= ~own
-        if len(rows := (~allowed & (retrieved_ids != -1)).any(dim=1).nonzero().squeeze(1)):
+            allowed &= (sequence_of[place] != query_sequences[:, None]) | (query_sequences < 0)[:, None]
+        if len(rows := (~(allowed | is_empty)).any(dim=1).nonzero().squeeze(1)):
             raise ValueError(
                 "RetrievalResults needs retrieved ids out of the gallery, not the query's own nor of its sequence, got "
                 f"others in {len(rows)} rows, such as {retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}. "
                 "Ids are positions in the data set."
             )
+        ordered = (distances[:, 1:] >= distances[:, :-1]).all(dim=1) & ~distances.isnan().any(dim=1)
+        if len(rows := (~ordered).nonzero().squeeze(1)):
+            raise ValueError(
+                f"RetrievalResults needs distances in ascending order, got others in {len(rows)} rows, such as "
+                f"{distances[rows[0]].tolist()} in row {int(rows[0])}."
+            )
         self.query_ids = query_ids
         self.query_labels = query_labels
+        self.query_sequences = query_sequences
         self.gallery_ids = gallery_ids
         self.gallery_labels = gallery_labels
+        self.gallery_sequences = gallery_sequences
         self.retrieved_ids = retrieved_ids
         self.distances = distances
-        label_of = query_labels.new_zeros(size + 1)  # the last place is that of -1
-        label_of[gallery_ids] = gallery_labels
-        self.is_relevant: Bool[Tensor, "query rank"] = (label_of[retrieved_ids] == query_labels[:, None]) & (
-            retrieved_ids >= 0
-        )
+        self.is_relevant: Bool[Tensor, "query rank"] = (label_of[place] == query_labels[:, None]) & ~is_empty
         self.n_relevant: Int[Tensor, " query"] = _count_relevant(
-            query_ids, query_labels, gallery_ids, gallery_labels, query_sequences, gallery_sequences
+            both, query_labels, gallery_labels, query_sequences, gallery_sequences
         )
+        if len(rows := (self.is_relevant.sum(dim=1) > self.n_relevant).nonzero().squeeze(1)):
+            raise ValueError(
+                f"RetrievalResults needs each gallery at most once per query, got some twice in {len(rows)} rows, such "
+                f"as {retrieved_ids[rows[0]].tolist()} in row {int(rows[0])}."
+            )
 
     @classmethod
     def from_embeddings(
@@ -136,7 +156,8 @@ class RetrievalResults:
         *,
         top_k: int,
         sequences: Int[Tensor, " item"] | None = None,
-        on_missing: Literal["raise", "ignore"] = "raise",
+        ids: Int[Tensor, " item"] | None = None,
+        on_missing: Literal["raise", "ignore", "keep"] = "raise",
         memory_budget: int = 512 * 2**20,
     ) -> "RetrievalResults":
         """Search with the queries in the galleries of a data set; an item never finds itself.
@@ -148,8 +169,9 @@ class RetrievalResults:
             top_k: how many galleries to find for a query.
             sequences: the number of the sequence, such as a video, that each item is from, -1 for none: a query does
                 not find the items of its own sequence, which would be near copies of itself.
+            ids: the items' positions in the data set, if these are but some of them: see :meth:`merge`.
             on_missing: what to do about queries that have nothing to find: ``raise``, or ``ignore`` to leave them
-                out, with a warning.
+                out, with a warning; or ``keep``, if galleries of other parts are yet to be merged.
             memory_budget: bytes that the search may use beyond its inputs and outputs.
 
         Raises:
@@ -168,67 +190,115 @@ class RetrievalResults:
             >>> results.is_relevant[:, 0]
             tensor([ True,  True, False,  True])
         """
-        if on_missing not in ("raise", "ignore"):
-            raise ValueError(f"RetrievalResults knows on_missing 'raise' and 'ignore', got {on_missing!r}.")
-        sizes = [len(part) for part in (embeddings, labels, is_query, is_gallery, sequences) if part is not None]
+        given = {"embeddings": embeddings, "labels": labels, "is_query": is_query, "is_gallery": is_gallery}
+        given |= {} if sequences is None else {"sequences": sequences}
+        given |= {} if ids is None else {"ids": ids}
+        sizes = [len(part) for part in given.values()]
         if len(set(sizes)) > 1 or labels.is_floating_point():
             raise ValueError(
-                "RetrievalResults needs an embedding, an integer label and both roles of every item, got embeddings, "
-                f"labels, is_query, is_gallery{'' if sequences is None else ', sequences'} of "
-                f"{', '.join(map(str, sizes))} items, labels of {labels.dtype}."
+                "RetrievalResults needs an embedding, an integer label and both roles of every item, got "
+                f"{', '.join(given)} of {', '.join(map(str, sizes))} items, labels of {labels.dtype}."
             )
-        query_ids, gallery_ids = is_query.nonzero().squeeze(1), is_gallery.nonzero().squeeze(1)
-        for name, ids in (("query", query_ids), ("gallery", gallery_ids)):
-            if len(ids) == 0:
+        if ids is None:
+            ids = torch.arange(len(labels), device=labels.device)
+        else:  # in the order of the data set, in which equal distances rank
+            ids, order = ids.sort()
+            embeddings, labels, is_query, is_gallery = (x[order] for x in (embeddings, labels, is_query, is_gallery))
+            sequences = None if sequences is None else sequences[order]
+        queries, galleries = is_query.nonzero().squeeze(1), is_gallery.nonzero().squeeze(1)
+        for name, rows in (("query", queries), ("gallery", galleries)):
+            if len(rows) == 0:
                 raise ValueError(f"RetrievalResults needs at least one {name}, none of the {len(labels)} items is one.")
-        query_sequences, gallery_sequences = (
-            None if sequences is None else sequences[ids] for ids in (query_ids, gallery_ids)
-        )
-        n_relevant = _count_relevant(
-            query_ids, labels[query_ids], gallery_ids, labels[gallery_ids], query_sequences, gallery_sequences
-        )
-        if len(bad := query_ids[n_relevant == 0]):
-            text = (
-                f"{len(bad)} of {len(query_ids)} queries have nothing to find: no other item of their label"
-                f"{'' if sequences is None else ' and of another sequence'} is in the gallery. They are in rows "
-                f"{bad[:3].tolist()}, with labels {labels[bad[:3]].tolist()}"
-                + (f", and {len(bad) - 3} more rows." if len(bad) > 3 else ".")
+        if on_missing != "keep":
+            n_relevant = _count_relevant(
+                is_gallery[queries],
+                labels[queries],
+                labels[galleries],
+                *(None if sequences is None else sequences[rows] for rows in (queries, galleries)),
             )
-            if on_missing == "raise" or len(bad) == len(query_ids):
-                raise NothingToFindError(f"{text} Take them out of the queries, or pass on_missing='ignore'.")
-            warnings.warn(f"{text} They are left out.", stacklevel=2)
-            query_ids = query_ids[n_relevant > 0]
-            query_sequences = None if sequences is None else sequences[query_ids]
+            queries = queries[rows_to_evaluate(n_relevant, on_missing, ids=ids[queries], labels=labels[queries])]
         # what must not find each other has one number: an item and itself, or all items of a sequence
-        own = torch.arange(len(labels), device=labels.device)
-        if sequences is not None:
-            own = torch.where(sequences < 0, own, len(labels) + sequences)
+        own = ids if sequences is None else torch.where(sequences < 0, ids, ids.amax() + 1 + sequences)
         found = exact_search(
-            _take(embeddings, query_ids),
-            _take(embeddings, gallery_ids),
+            _take(embeddings, queries),
+            _take(embeddings, galleries),
             top_k,
-            query_items=own[query_ids],
-            gallery_items=own[gallery_ids],
+            query_items=own[queries],
+            gallery_items=own[galleries],
             memory_budget=memory_budget,
         )
-        retrieved_ids = gallery_ids[found.ids].masked_fill(found.ids < 0, -1)
         return cls(
-            query_ids,
-            labels[query_ids],
-            gallery_ids,
-            labels[gallery_ids],
-            retrieved_ids,
+            ids[queries],
+            labels[queries],
+            ids[galleries],
+            labels[galleries],
+            ids[galleries][found.ids].masked_fill(found.ids < 0, -1),
             found.distances,
-            query_sequences,
-            gallery_sequences,
+            *(None if sequences is None else sequences[rows] for rows in (queries, galleries)),
         )
 
     @classmethod
-    def merge(cls, parts: Sequence["RetrievalResults"]) -> "RetrievalResults":
-        """The results of disjoint sets of queries over one gallery, ordered by query.
+    def from_dataset(
+        cls,
+        embeddings: Float[Tensor, "item dim"],
+        dataset: "DatasetQueryGallery",
+        *,
+        top_k: int,
+        on_missing: Literal["raise", "ignore"] = "raise",
+        memory_budget: int = 512 * 2**20,
+    ) -> "RetrievalResults":
+        """Search with the labels, roles and, if there are any, sequences of a data set; no image is read.
+
+        Args:
+            embeddings: of all items, in the order of the data set.
+            dataset: which items are queries and galleries, and what they should find.
+            top_k, on_missing, memory_budget: see :meth:`from_embeddings`.
 
         Raises:
-            ValueError: if there is nothing to merge, the galleries or ``top_k`` differ, or a query occurs twice.
+            NothingToFindError, ValueError: see :meth:`from_embeddings`.
+        """
+        table = dataset.df
+        is_query, is_gallery = (
+            torch.from_numpy(table[column].astype(bool).to_numpy(copy=True))
+            for column in (IS_QUERY_COLUMN, IS_GALLERY_COLUMN)
+        )
+        sequences = None
+        if SEQUENCE_COLUMN in table.columns:
+            sequences = torch.from_numpy(table[SEQUENCE_COLUMN].factorize()[0])
+        return cls.from_embeddings(
+            embeddings,
+            torch.from_numpy(dataset.get_labels()),
+            is_query,
+            is_gallery,
+            top_k=top_k,
+            sequences=sequences,
+            on_missing=on_missing,
+            memory_budget=memory_budget,
+        )
+
+    @classmethod
+    def merge(
+        cls,
+        parts: Sequence["RetrievalResults"],
+        *,
+        top_k: int | None = None,
+        on_missing: Literal["raise", "ignore", "keep"] = "raise",
+    ) -> "RetrievalResults":
+        """One result of several: of other queries in the same gallery, or of the same queries in other galleries.
+
+        So chunks and processes may search on their own. The queries are ordered by id. Of galleries, as many ranks
+        are kept as all the parts together are sure of: the fewest of a part that did not list its whole gallery.
+
+        Args:
+            parts: to merge.
+            top_k: how many ranks to keep, if not all those that are sure.
+            on_missing: what to do about queries that have nothing to find in the whole gallery, see
+                :meth:`from_embeddings`.
+
+        Raises:
+            NothingToFindError: see ``on_missing``.
+            ValueError: if there is nothing to merge, parts differ in both or neither, a query or gallery occurs
+                twice, or the parts do not reach to ``top_k``.
 
         Example:
             >>> embeddings, labels = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 0])
@@ -241,30 +311,77 @@ class RetrievalResults:
         """
         if not parts:
             raise ValueError("RetrievalResults.merge needs one part or more, got none.")
-        first = parts[0]
-        if not all(
-            torch.equal(part.gallery_ids, first.gallery_ids)
-            and torch.equal(part.gallery_labels, first.gallery_labels)
-            and _equal(part.gallery_sequences, first.gallery_sequences)
-            for part in parts
-        ):
-            raise ValueError("RetrievalResults can be merged only if they were searched in the same gallery.")
-        if any(part.retrieved_ids.shape[1] != first.retrieved_ids.shape[1] for part in parts):
-            raise ValueError("RetrievalResults can be merged only if they were searched with the same top_k.")
-        query_ids, order = torch.cat([part.query_ids for part in parts]).sort()
-        if len(twice := query_ids[1:][query_ids[1:] == query_ids[:-1]]):
+        if _all_equal(parts, "gallery_ids", "gallery_labels", "gallery_sequences"):
+            merged = cls._merge_queries(parts, top_k)
+        elif _all_equal(parts, "query_ids", "query_labels", "query_sequences"):
+            merged = cls._merge_galleries(parts, top_k)
+        else:
             raise ValueError(
-                f"RetrievalResults to merge hold {len(twice)} queries twice, such as {twice[:3].tolist()}."
+                "RetrievalResults can be merged if they were searched in the same gallery, or for the same queries, "
+                f"these differ in both: {list(parts[:3])}."
             )
+        if on_missing == "keep":
+            return merged
+        rows = rows_to_evaluate(merged.n_relevant, on_missing, ids=merged.query_ids, labels=merged.query_labels)
+        return merged if len(rows) == len(merged) else merged._of_queries(rows)
+
+    @classmethod
+    def _merge_queries(cls, parts: Sequence["RetrievalResults"], top_k: int | None) -> "RetrievalResults":
+        first = parts[0]
+        widths = {part.retrieved_ids.shape[1] for part in parts}
+        if len(widths) > 1 or (top_k is not None and min(widths) < min(top_k, len(first.gallery_ids))):
+            raise ValueError(
+                "RetrievalResults can be merged only if they were searched with the same top_k, and no more is asked "
+                f"for, got {sorted(widths)} ranks and top_k={top_k}."
+            )
+        query_ids, order = torch.cat([part.query_ids for part in parts]).sort()
+        _check_no_twins("queries", query_ids)
         return cls(
             query_ids,
             torch.cat([part.query_labels for part in parts])[order],
             first.gallery_ids,
             first.gallery_labels,
-            torch.cat([part.retrieved_ids for part in parts])[order],
-            torch.cat([part.distances for part in parts])[order],
+            torch.cat([part.retrieved_ids[:, :top_k] for part in parts])[order],
+            torch.cat([part.distances[:, :top_k] for part in parts])[order],
             _cat([part.query_sequences for part in parts], order),
             first.gallery_sequences,
+        )
+
+    @classmethod
+    def _merge_galleries(cls, parts: Sequence["RetrievalResults"], top_k: int | None) -> "RetrievalResults":
+        first = parts[0]
+        gallery_ids, order = torch.cat([part.gallery_ids for part in parts]).sort()
+        _check_no_twins("galleries", gallery_ids)
+        widths = [part.retrieved_ids.shape[1] for part in parts]
+        unlisted = [width for width, part in zip(widths, parts, strict=True) if width < len(part.gallery_ids)]
+        n_sure = min([len(gallery_ids), *unlisted])
+        if top_k is not None and n_sure < min(top_k, len(gallery_ids)):
+            raise ValueError(f"RetrievalResults to merge hold {n_sure} sure ranks, top_k={top_k} were asked for.")
+        retrieved_ids, by_id = torch.cat([part.retrieved_ids for part in parts], dim=1).sort(dim=1)
+        distances = torch.cat([part.distances for part in parts], dim=1).gather(1, by_id)
+        distances, by_distance = distances.sort(dim=1, stable=True)
+        n_kept = n_sure if top_k is None else min(top_k, n_sure)
+        return cls(
+            first.query_ids,
+            first.query_labels,
+            gallery_ids,
+            torch.cat([part.gallery_labels for part in parts])[order],
+            retrieved_ids.gather(1, by_distance)[:, :n_kept],
+            distances[:, :n_kept],
+            first.query_sequences,
+            _cat([part.gallery_sequences for part in parts], order),
+        )
+
+    def _of_queries(self, rows: Int[Tensor, " kept"]) -> "RetrievalResults":
+        return RetrievalResults(
+            self.query_ids[rows],
+            self.query_labels[rows],
+            self.gallery_ids,
+            self.gallery_labels,
+            self.retrieved_ids[rows],
+            self.distances[rows],
+            None if self.query_sequences is None else self.query_sequences[rows],
+            self.gallery_sequences,
         )
 
     def save(self, path: str | Path) -> None:
@@ -351,32 +468,44 @@ def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
     return embeddings if len(ids) == len(embeddings) else embeddings[ids]
 
 
-def _equal(first: Tensor | None, second: Tensor | None) -> bool:
-    return torch.equal(first, second) if first is not None and second is not None else first is second
+def _all_equal(parts: Sequence[RetrievalResults], *names: str) -> bool:
+    for name in names:
+        first, *others = (getattr(part, name) for part in parts)
+        if not all(
+            first is other or (first is not None and other is not None and torch.equal(first, other))
+            for other in others
+        ):
+            return False
+    return True
+
+
+def _check_no_twins(of: str, ids: Int[Tensor, " sorted"]) -> None:
+    if len(twice := ids[1:][ids[1:] == ids[:-1]]):
+        raise ValueError(f"RetrievalResults to merge hold {len(twice)} {of} twice, such as {twice[:3].tolist()}.")
 
 
 def _cat(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
     given = [part for part in parts if part is not None]
+    if len(given) not in (0, len(parts)):
+        raise ValueError("RetrievalResults can be merged if all or none have sequences.")
     return torch.cat(given)[order] if given else None
 
 
 def _count_relevant(
-    query_ids: Tensor,
+    is_gallery: Bool[Tensor, " query"],
     query_labels: Tensor,
-    gallery_ids: Tensor,
     gallery_labels: Tensor,
     query_sequences: Tensor | None,
     gallery_sequences: Tensor | None,
 ) -> Tensor:
-    """For each query the galleries of its label, less itself and those of its sequence."""
+    """For each query the galleries of its label, less itself, if it is one, and those of its sequence."""
     found = _count(query_labels, gallery_labels)
-    itself = torch.isin(query_ids, gallery_ids).long()
     if query_sequences is None or gallery_sequences is None:
-        return found - itself
+        return found - is_gallery.long()
     values, labels = torch.cat([query_labels, gallery_labels]).unique(return_inverse=True)
     pairs = (torch.cat([query_sequences, gallery_sequences]).long() + 1) * len(values) + labels
-    own = _count(pairs[: len(query_ids)], pairs[len(query_ids) :])
-    return found - torch.where(query_sequences < 0, itself, own)
+    own = _count(pairs[: len(query_labels)], pairs[len(query_labels) :])
+    return found - torch.where(query_sequences < 0, is_gallery.long(), own)
 
 
 def _count(wanted: Tensor, among: Tensor) -> Tensor:
