@@ -29,6 +29,14 @@ class IBasicMetric(ABC):
         """``{"OVERALL": {...}, "<category>": {...}}``; categories are optional."""
 
 
+class IMetricDDP(IBasicMetric):
+    """A metric over what several processes saw together."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Bring together what all processes took in. Each calls it once, before ``compute_metrics``."""
+
+
 class IMetricVisualisable(IBasicMetric):
     """A metric that can draw what it saw."""
 

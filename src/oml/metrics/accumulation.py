@@ -5,15 +5,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 TStorage = dict[str, list | np.ndarray | Tensor]
+
+_TEXTS = "USO"  # the kinds of arrays whose items have sizes of their own
 
 
 class Accumulator:
     """Keeps chosen entries of batches, in the order they come.
 
-    Tensors are kept on the CPU, detached; arrays as arrays; lists and tuples as lists.
+    Tensors are kept on the CPU, detached; arrays as arrays; lists and tuples as lists. Each part of an epoch may have
+    an accumulator of its own: they merge.
 
     Args:
         keys_to_accumulate: which entries of a batch to keep, each once.
@@ -49,7 +53,7 @@ class Accumulator:
         Raises:
             ValueError: before :meth:`refresh`; if a key is missing, the entries differ in length, or more items
                 come than are expected.
-            TypeError: if an entry is no tensor, array, list or tuple.
+            TypeError: if an entry is no tensor, array, list or tuple, or not of the kind of those before.
         """
         if self.num_samples is None:
             raise ValueError("Accumulator needs refresh(num_samples=...) before the first batch.")
@@ -65,12 +69,75 @@ class Accumulator:
                 f"{self.collected_samples + size}."
             )
         for key in self.keys_to_accumulate:
+            kind = _kind(key, data_dict[key])
+            if key in self.storage and kind != (before := _kind(key, self.storage[key])):
+                raise TypeError(f"Accumulator keeps entries {key!r} of one kind, got {kind} after {before}.")
+        for key in self.keys_to_accumulate:
             self._put(key, data_dict[key])
         self.collected_samples += size
 
     def is_storage_full(self) -> bool:
         """Whether all expected items are there."""
         return self.num_samples is not None and self.collected_samples == self.num_samples
+
+    def merge(self, *others: "Accumulator") -> "Accumulator":
+        """A new accumulator with the items of all, in this order; each must be full.
+
+        Raises:
+            ValueError: if one is not full, or they keep different entries.
+
+        Example:
+            >>> parts = [Accumulator(["labels"]), Accumulator(["labels"])]
+            >>> for i, part in enumerate(parts):
+            ...     part.refresh(num_samples=1)
+            ...     part.update_data({"labels": torch.tensor([i])})
+            >>> parts[0].merge(parts[1]).storage["labels"]
+            tensor([0, 1])
+        """
+        parts = (self, *others)
+        for part in parts:
+            part._check_full()
+            if part.keys_to_accumulate != self.keys_to_accumulate:
+                raise ValueError(
+                    f"Accumulator merges with one of the same entries, {self.keys_to_accumulate}, got "
+                    f"{part.keys_to_accumulate}."
+                )
+        merged = Accumulator(self.keys_to_accumulate)
+        merged.refresh(sum(part.collected_samples for part in parts))
+        for part in parts:
+            merged.update_data(part.storage)
+        return merged
+
+    def sync(self) -> "Accumulator":
+        """The accumulators of all processes merged, by rank; itself if there is one process only.
+
+        Every process must call it and gets all items. Tensors and arrays travel as their bytes, lists are pickled.
+
+        Raises:
+            ValueError: if it is not full, or the processes keep different entries.
+        """
+        self._check_full()
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return self
+        kinds: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(kinds, {key: _kind(key, value) for key, value in self.storage.items()})
+        if any(kind != kinds[0] for kind in kinds):
+            raise ValueError(f"Accumulator needs the same entries in all processes, got by rank {kinds}.")
+        sizes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(sizes, self.collected_samples)
+        entries = {key: _gather(self.storage[key], sizes) for key in self.keys_to_accumulate}
+        parts = []
+        for rank, size in enumerate(sizes):
+            parts.append(Accumulator(self.keys_to_accumulate))
+            parts[-1].refresh(size)
+            parts[-1].update_data({key: by_rank[rank] for key, by_rank in entries.items()})
+        return parts[0].merge(*parts[1:])
+
+    def _check_full(self) -> None:
+        if not self.is_storage_full():
+            raise ValueError(
+                f"Accumulator merges once it is full, {self.collected_samples} of {self.num_samples} items came."
+            )
 
     def _put(self, key: str, value: Any) -> None:
         assert self.num_samples is not None, "update_data checks it"
@@ -80,13 +147,44 @@ class Accumulator:
                 self.storage[key] = torch.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
             self.storage[key][rows] = value.detach().cpu()
         elif isinstance(value, np.ndarray):
-            if key not in self.storage:
-                self.storage[key] = np.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
-            self.storage[key][rows] = value  # pyright: ignore[reportArgumentType]
-        elif isinstance(value, list | tuple):
+            stored = self.storage.get(key)
+            if not isinstance(stored, np.ndarray):
+                stored = np.empty((self.num_samples, *value.shape[1:]), dtype=value.dtype)
+            # texts of a later batch may be longer
+            self.storage[key] = stored = stored.astype(np.promote_types(stored.dtype, value.dtype), copy=False)
+            stored[rows] = value
+        else:
             self.storage.setdefault(key, [])
             self.storage[key] += list(value)  # pyright: ignore[reportOperatorIssue]
-        else:
-            raise TypeError(
-                f"Accumulator keeps tensors, arrays, lists and tuples; the entry {key!r} is a {type(value).__name__}."
-            )
+
+
+def _kind(key: str, value: Any) -> tuple[str, str, tuple[int, ...]]:
+    """What must not change between batches and processes: the type, and of numbers their type and shape."""
+    if isinstance(value, Tensor):
+        return "tensor", str(value.dtype), tuple(value.shape[1:])
+    if isinstance(value, np.ndarray):
+        return "array", value.dtype.kind if value.dtype.kind in _TEXTS else value.dtype.str, value.shape[1:]
+    if isinstance(value, list | tuple):
+        return "list", "", ()
+    raise TypeError(
+        f"Accumulator keeps tensors, arrays, lists and tuples; the entry {key!r} is a {type(value).__name__}."
+    )
+
+
+def _gather(value: Any, sizes: list[int]) -> list[Any]:
+    """The entries of all processes, by rank."""
+    if isinstance(value, Tensor):
+        # as bytes, which every backend takes; padded, as they need one size
+        rows = value.contiguous().reshape(len(value), -1).view(torch.uint8)
+        mine = rows.new_zeros(max(sizes), rows.shape[1])
+        mine[: len(rows)] = rows
+        mine = mine.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        everyone = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(everyone, mine)
+        parts = [part[:size].cpu().view(value.dtype) for part, size in zip(everyone, sizes, strict=True)]
+        return [part.reshape(len(part), *value.shape[1:]) for part in parts]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return [part.numpy() for part in _gather(torch.from_numpy(value), sizes)]
+    everyone = [None] * len(sizes)
+    dist.all_gather_object(everyone, value)
+    return everyone
