@@ -258,9 +258,9 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=f"surrogate_recall needs temperatures above 0, got {t1} and {t2}"):
             surrogate_recall(distances, mask, [1], t1, t2)
     for function, k in ((surrogate_precision, 1), (surrogate_recall, [1])):
-        for wrong in (mask[:1], mask[0]):
-            with pytest.raises(ValueError, match=rf"{function.__name__} needs two matrices .* got \(2, 3\) and"):
-                unwrap(function)(distances, wrong, k, 1.0, 1.0)
+        for values, wrong in ((distances, mask[:1]), (distances, mask[0]), (distances[0], mask[0])):
+            with pytest.raises(ValueError, match=rf"{function.__name__} needs two matrices \(query, gallery\), got"):
+                unwrap(function)(values, wrong, k, 1.0, 1.0)
     with pytest.raises(ValueError, match="reduction"):
         surrogate_precision.__wrapped__.__wrapped__(distances, mask, 1, 1.0, 1.0, "avg")
     with pytest.raises(ValueError, match="surrogate_recall needs k_values of 1 or more, and at least one"):
