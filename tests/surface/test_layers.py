@@ -66,11 +66,13 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
             "jaxtyping",
             "oml",
             "collections",
+            "concurrent",
             "typing",
             "math",
             "contextlib",
             "functools",
             "itertools",
+            "threading",
             "warnings",
         }
 
