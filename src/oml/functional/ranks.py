@@ -1,0 +1,326 @@
+"""Where the relevant items stand in the ranking of a whole gallery, without ranking it."""
+
+from collections.abc import Callable, Iterator
+from threading import Lock
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, measured, near_rows, nearness_within
+from oml.functional.ranking import Hits
+
+_BYTES_OF_A_HIT = 128  # what is known about a relevant item while blocks go by, and while they are sorted
+_BYTES_OF_A_PAIR = 64  # of a block, for each thread
+_NEAR_PAIRS = 2**18  # are placed at a time
+_MEASURED_SHARE = 64  # measuring one in so many pairs of a block takes as long as their product in float64
+
+
+@torch.no_grad()
+def relevant_ranks(
+    queries: Float[Tensor, "query dim"],
+    galleries: Float[Tensor, "gallery dim"],
+    query_labels: Int[Tensor, " query"],
+    gallery_labels: Int[Tensor, " gallery"],
+    *,
+    query_items: Int[Tensor, " query"] | None = None,
+    gallery_items: Int[Tensor, " gallery"] | None = None,
+    memory_budget: int = 512 * 2**20,
+) -> Hits:
+    """The ranks, in the whole gallery, of all galleries that have the label of the query.
+
+    The ranking is that of :func:`oml.functional.search.exact_search` with ``top_k = len(galleries)``: by distances that
+    are evaluated in float64 and rounded to the inputs' dtype, equal ones by the row of the gallery. It is enough for
+    all metrics of :mod:`oml.functional.ranking`, over the whole gallery (``k=None``) too. No bit depends on the
+    memory budget, the threads or the other queries. A query without a relevant gallery has no hits: whoever reports a
+    value per query has to find such queries before, as :class:`oml.retrieval.RetrievalResults` does.
+
+    How: the distances of the relevant pairs are measured first. Then the products of all pairs go by in blocks, and
+    whatever may be nearer than the farthest relevant item of a query is counted: proven bounds tell before which of
+    the relevant items it comes, and where they leave it open it is measured. So the time is that of the products if
+    relevant items are among the nearest, and grows with their number if they are not. If ``galleries is queries``, and
+    labels and items are the same too, each product serves both of its items. Gradients do not flow.
+
+    Args:
+        queries: What to search with.
+        galleries: What to search in, on the same device.
+        query_labels, gallery_labels: Theirs; a gallery is relevant for the queries of its label.
+        query_items: Numbers of the queries' items. A gallery with the same number does not count at all: give
+            positions in the data set so that an item does not find itself, or sequence numbers so that it finds no
+            near copy.
+        gallery_items: Numbers of the galleries' items, if and only if ``query_items`` are given.
+        memory_budget: Bytes to use beyond inputs and outputs, besides a few numbers per query and gallery. A block of
+            32 x 32 pairs and the relevant items of a single query are always allowed.
+
+    Raises:
+        ValueError: Wrong shapes, devices or budget; embeddings that are not finite or too large to be squared.
+
+    Example:
+        >>> points, labels, items = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([7, 8, 7]), torch.arange(3)
+        >>> relevant_ranks(points, points, labels, labels, query_items=items, gallery_items=items)
+        Hits(query=tensor([0, 2]), rank=tensor([2, 2]), n_queries=3)
+    """
+    _check(queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
+    items = None if query_items is None or gallery_items is None else (query_items.long(), gallery_items.long())
+    query_labels, gallery_labels = query_labels.long(), gallery_labels.long()
+    values = gallery_labels.sort().values
+    n_equal = torch.searchsorted(values, query_labels, right=True) - torch.searchsorted(values, query_labels)
+    query, rank = torch.empty(2, int(n_equal.sum()), dtype=torch.int64, device=queries.device)
+    n_found = 0
+    for part in _parts(n_equal, max(1, memory_budget // 4 // _BYTES_OF_A_HIT)):
+        whole = part == slice(0, len(queries))  # then the same object lets a product serve both of its items
+        hits = _ranks(
+            queries if whole else queries[part],
+            galleries,
+            query_labels[part],
+            gallery_labels,
+            None if items is None else (items[0][part], items[1]),
+            memory_budget,
+        )
+        here = slice(n_found, n_found + len(hits.query))
+        query[here], rank[here] = hits.query + part.start, hits.rank
+        n_found = here.stop
+    return Hits(query[:n_found], rank[:n_found], len(queries))
+
+
+def _ranks(
+    queries: Tensor,
+    galleries: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    items: tuple[Tensor, Tensor] | None,
+    memory_budget: int,
+) -> Hits:
+    query, gallery = _equal(query_labels, gallery_labels)
+    if items is not None:
+        others = items[0][query] != items[1][gallery]
+        query, gallery = query[others], gallery[others]
+    if len(query) == 0:
+        return Hits(query, query, len(queries))
+    n_threads = torch.get_num_threads() if queries.device.type == "cpu" else 1
+    side = BLOCK
+    while side > GROUP and side**2 * _BYTES_OF_A_PAIR + 32 * side * queries.shape[1] > memory_budget // 4 // n_threads:
+        side //= 2
+    blocks = PairBlocks(queries, galleries, shape=(side, side), memory_budget=memory_budget // 4)
+    counts = _Counts(blocks, queries, galleries, query, gallery, side)
+    uncounted = [(query_labels, gallery_labels), *([] if items is None else [items])]
+    mirrored = blocks.symmetric and all(torch.equal(*keys) for keys in uncounted)
+
+    def look(block: Block) -> None:
+        first, other, nearness = block
+        for of_queries, of_galleries in uncounted:
+            row, column = _equal(of_queries[first : first + side], of_galleries[other : other + side])
+            nearness[row, column] = -torch.inf
+        counts.add(nearness, first, other)
+        if mirrored and first != other:
+            counts.add(nearness.T, other, first)
+
+    places = ((i, j) for i in range(blocks.n_query_blocks) for j in range(i * mirrored, blocks.n_gallery_blocks))
+    blocks.visit(list(places), look)
+    return counts.hits()
+
+
+class _Counts:
+    """For all relevant pairs, how many other galleries come before them.
+
+    Pairs are sorted by query, then distance, then gallery. The *place* of another gallery among those of a query is the
+    first pair that it comes before. Galleries are counted at their places, and added up at the end.
+    """
+
+    def __init__(
+        self, blocks: PairBlocks, queries: Tensor, galleries: Tensor, query: Tensor, gallery: Tensor, side: int
+    ) -> None:
+        distance = measured(queries, galleries, query, gallery)
+        order = distance.argsort(stable=True)
+        order = order[query[order].argsort(stable=True)]
+        self._queries, self._galleries, self._query = queries, galleries, query
+        self._query_slack, self._gallery_slack = blocks.query_slack, blocks.gallery_slack
+        self._n_pairs = torch.bincount(query, minlength=len(queries))
+        self._ends = self._n_pairs.cumsum(0)
+        self._starts = self._ends - self._n_pairs
+        # a place after the last pair can be looked up, too
+        self._gallery, self._distance = F.pad(gallery[order], (0, 1)), F.pad(distance[order], (0, 1))
+        self._reach = nearness_within(self._distance, queries.shape[1])
+        self._inside = _nearness_inside(self._distance, queries.shape[1])
+        # what does not reach its query's farthest pair comes after all; rows that fill up a block have no pairs
+        farthest = self._reach[(self._ends - 1).clamp(min=0)]
+        self._limits = F.pad(farthest.masked_fill(self._n_pairs == 0, torch.inf), (0, side), value=torch.inf)
+        self._most_pairs = int(self._n_pairs.amax())
+        self._counts = torch.zeros_like(query)
+        self._lock = Lock()
+
+    def add(self, nearness: Float[Tensor, "query gallery"], first_query: int, first_gallery: int) -> None:
+        """Count the galleries of a block; those that must not be counted are infinitely far."""
+        limits = self._limits[first_query : first_query + len(nearness)]
+        rows = (nearness.amax(dim=1) >= limits).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        near = _take_rows(nearness, rows)
+        n_near = torch.ge(near, limits[rows, None], out=torch.empty_like(near)).sum(dim=1)
+        # placing a near gallery takes as long as comparing a row with some four relevant items
+        n_pairs = self._n_pairs[rows + first_query]
+        n_passes, order = torch.where(n_near > 4 * n_pairs, n_pairs, 0).sort(descending=True)
+        rows, near = rows[order], near[order]
+        query, limits = rows + first_query, limits[rows]
+        n = int((n_passes > 0).sum())
+        if n > 0:
+            self._count_in_passes(near[:n], query[:n], n_passes[:n], first_gallery)
+        step = max(1, _NEAR_PAIRS // near.shape[1])
+        for start in range(n, len(near), step):
+            some = near[start : start + step]
+            row, column = (some >= limits[start : start + step, None]).nonzero().unbind(1)
+            self._count_at_places(query[start + row], first_gallery + column, some[row, column], some.numel())
+
+    def hits(self) -> Hits:
+        up_to = self._counts.cumsum(0)
+        start = self._starts[self._query]
+        own = torch.arange(1, len(up_to) + 1, device=up_to.device) - start
+        return Hits(self._query, own + up_to - (up_to - self._counts)[start], len(self._queries))
+
+    def _count_in_passes(
+        self, near: Float[Tensor, "row gallery"], query: Tensor, n_passes: Tensor, first_gallery: int
+    ) -> None:
+        """Compare whole rows with their first relevant items, then the second ones, and so on."""
+        slack = self._gallery_slack[first_gallery : first_gallery + near.shape[1]].amax() + self._query_slack[query]
+        slack *= 1 + 8 * torch.finfo(near.dtype).eps
+        compared, unsure = torch.empty_like(near), torch.zeros_like(near)
+        n_before = near.new_zeros(len(near))
+        most = torch.arange(int(n_passes[0]), device=near.device)
+        for i, n in enumerate((n_passes > most[:, None]).sum(dim=1).tolist()):
+            place = self._starts[query[:n]] + i
+            torch.ge(near[:n], self._reach[place, None], out=compared[:n])
+            unsure[:n] += compared[:n]
+            n_reach = compared[:n].sum(dim=1)
+            self._count(place, (n_reach - n_before[:n]).long())
+            n_before = n_reach
+            torch.gt(near[:n], (self._inside[place] + slack[:n])[:, None], out=compared[:n])
+            unsure[:n] -= compared[:n]
+        row, column = near_rows(unsure, torch.full_like(slack, 0.5))
+        query, gallery, value = query[row], first_gallery + column, near[row, column]
+        self._count(self._first_reached(query, value), -1)
+        self._count_at_places(query, gallery, value, near.numel())
+
+    def _count_at_places(self, query: Tensor, gallery: Tensor, nearness: Tensor, n_seen: int) -> None:
+        slack = self._query_slack[query] + self._gallery_slack[gallery]
+        places = self._places(query, gallery, nearness, slack, n_seen)
+        self._count(places[places < self._ends[query]], 1)
+
+    def _places(self, query: Tensor, gallery: Tensor, nearness: Tensor, slack: Tensor, n_seen: int) -> Tensor:
+        """The places of galleries that are not relevant for their queries."""
+        places = self._first_reached(query, nearness)
+        slack = slack * (1 + 8 * torch.finfo(slack.dtype).eps)
+        unsure = (nearness - slack <= self._inside[places]).nonzero().squeeze(1)
+        query, gallery = query[unsure], gallery[unsure]
+        if nearness.dtype != torch.float64 and len(unsure) * _MEASURED_SHARE > n_seen:
+            # so many pairs of so few vectors: a product in float64 decides on nearly all of them
+            (queries, q), (galleries, g) = (ids.unique(return_inverse=True) for ids in (query, gallery))
+            x, y = self._queries[queries].double(), self._galleries[galleries].double()
+            blocks = PairBlocks(x, y, shape=(len(x) + GROUP, len(y) + GROUP))
+            (nearness,) = blocks.visit([(0, 0)], lambda block: block.nearness[q, g])
+            slack = blocks.query_slack[q] + blocks.gallery_slack[g]
+            places[unsure] = self._places(query, gallery, nearness, slack, n_seen)
+            return places
+        distance = measured(self._queries, self._galleries, query, gallery)
+
+        def comes_before(place: Tensor) -> Tensor:
+            farther, equal = distance > self._distance[place], distance == self._distance[place]
+            return farther | (equal & (gallery > self._gallery[place]))
+
+        places[unsure] = self._first(places[unsure], self._ends[query], comes_before)
+        return places
+
+    def _first_reached(self, query: Tensor, nearness: Tensor) -> Tensor:
+        """The first places that are not certainly nearer."""
+        return self._first(self._starts[query], self._ends[query], lambda place: self._reach[place] > nearness)
+
+    def _first(self, first: Tensor, end: Tensor, comes_before: Callable[[Tensor], Tensor]) -> Tensor:
+        """The first places, by bisection, that do not come before what is to be placed; ``end`` if all do."""
+        for _ in range(self._most_pairs.bit_length()):
+            middle = (first + end) // 2
+            later = (middle < end) & comes_before(middle)
+            first, end = torch.where(later, middle + 1, first), torch.where(later, end, middle)
+        return first
+
+    def _count(self, places: Tensor, n: Tensor | int) -> None:
+        values = n if isinstance(n, Tensor) else torch.full_like(places, n)
+        with self._lock:  # blocks may be looked at by several threads
+            self._counts.index_add_(0, places, values)
+
+
+def _take_rows(matrix: Tensor, rows: Tensor) -> Tensor:
+    """The rows, in one piece of memory, of a matrix that may be transposed."""
+    if matrix.stride(1) == 1:
+        return matrix.index_select(0, rows)
+    return matrix.T.index_select(1, rows).T.contiguous()
+
+
+def _nearness_inside(distances: Float[Tensor, " pair"], dim: int) -> Float[Tensor, " pair"]:
+    """The counterpart of ``nearness_within``: pairs whose nearness is above it are nearer than ``distances``."""
+    info = torch.finfo(distances.dtype)
+    slack = 8 * info.eps + dim * torch.finfo(torch.float64).eps
+    limit = (distances.double() * (1 - slack) - info.tiny).clamp_(min=0).square_().mul_(-0.5)
+    return limit.mul_(1 - info.eps).to(distances.dtype).add_(info.tiny)
+
+
+def _equal(values: Int[Tensor, " row"], others: Int[Tensor, " column"]) -> tuple[Tensor, Tensor]:
+    """Rows and columns, in this order, of the pairs of equal values."""
+    others, order = others.sort(stable=True)
+    first = torch.searchsorted(others, values)
+    n = torch.searchsorted(others, values, right=True) - first
+    row = torch.arange(len(values), device=values.device).repeat_interleave(n)
+    shift = first - (n.cumsum(0) - n)
+    return row, order[torch.arange(len(row), device=values.device) + shift[row]]
+
+
+def _parts(n: Int[Tensor, " query"], limit: int) -> Iterator[slice]:
+    """Ranges of queries that have at most ``limit`` of something together, or are one query."""
+    ends = n.cumsum(0)
+    start, before = 0, 0
+    while start < len(n):
+        stop = max(start + 1, int(torch.searchsorted(ends, before + limit, right=True)))
+        yield slice(start, stop)
+        start, before = stop, int(ends[stop - 1])
+
+
+def _check(
+    queries: Tensor,
+    galleries: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    query_items: Tensor | None,
+    gallery_items: Tensor | None,
+    memory_budget: int,
+) -> None:
+    if queries.ndim != 2 or galleries.ndim != 2 or queries.shape[1] != galleries.shape[1] or queries.shape[1] == 0:
+        raise ValueError(
+            "relevant_ranks needs queries (query, dim) and galleries (gallery, dim) of one dim > 0, "
+            f"got {tuple(queries.shape)} and {tuple(galleries.shape)}."
+        )
+    if (query_items is None) != (gallery_items is None):
+        raise ValueError("relevant_ranks needs query_items and gallery_items both or neither, got one of them.")
+    of_queries, of_galleries = {"query_labels": query_labels}, {"gallery_labels": gallery_labels}
+    if query_items is not None and gallery_items is not None:
+        of_queries["query_items"], of_galleries["gallery_items"] = query_items, gallery_items
+    for numbers, vectors in ((of_queries, queries), (of_galleries, galleries)):
+        for name, values in numbers.items():
+            if values.shape != vectors.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
+                raise ValueError(
+                    f"relevant_ranks needs {len(vectors)} integer {name} in one dimension, "
+                    f"got {tuple(values.shape)} of {values.dtype}."
+                )
+    tensors = [queries, galleries, *of_queries.values(), *of_galleries.values()]
+    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
+        raise ValueError(f"relevant_ranks needs all tensors on one device, got {', '.join(sorted(devices))}.")
+    if memory_budget < 1:
+        raise ValueError(f"relevant_ranks needs a positive memory_budget in bytes, got {memory_budget}.")
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
+    limit = (torch.finfo(dtype).max / (32 * queries.shape[1])) ** 0.5  # squares must not overflow
+    for name, vectors in (("queries", queries), ("galleries", galleries)):
+        if len(vectors) == 0 or torch.stack(vectors.aminmax()).abs().amax() <= limit:
+            continue
+        bad = torch.cat([~(part.abs() <= limit).all(dim=1) for part in vectors.split(BLOCK)]).nonzero().squeeze(1)
+        raise ValueError(
+            f"relevant_ranks needs finite {name} below {limit:.0e}, got NaN, infinite or larger numbers in {len(bad)} "
+            f"of {len(vectors)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
+        )
