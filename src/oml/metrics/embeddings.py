@@ -1,11 +1,12 @@
 """Retrieval metrics of an epoch's embeddings, overall and by category, with pictures of the mistakes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pprint import pformat
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from oml.const import (
@@ -21,46 +22,58 @@ from oml.const import (
     Y1_KEY,
     Y2_KEY,
 )
-from oml.functional.ranking import average_precision_at_k, cmc_at_k, precision_at_k
+from oml.functional.distances import elementwise_dist, pairwise_dist
+from oml.functional.metrics import TMetricsDict, reduce_metrics
+from oml.functional.ranks import relevant_ranks
+from oml.functional.statistics import Interval, bootstrap_interval
 from oml.functional.topology import pcf
 from oml.interfaces.metrics import IMetricVisualisable
 from oml.metrics.accumulation import Accumulator
+from oml.metrics.categories import positions_by_category
+from oml.metrics.per_query import ranking_metrics
 from oml.retrieval import RetrievalResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: category -> metric -> k (or share of variance) -> value
-TMetricsDict_ByLabels = dict[str | int, dict[str, dict[int | float, Tensor]]]
+#: category -> metric -> k (or false match rate, or share of variance) -> value
+TMetricsDict_ByLabels = dict[str | int, TMetricsDict]
+
+_LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
+_NOT_BY_QUERY = ("fnmr@fmr", "pcf")
 
 
 class EmbeddingMetrics(IMetricVisualisable):
-    """cmc, precision and map over the queries, and pcf over all embeddings.
+    """cmc, precision and map over the queries, fnmr@fmr over all pairs, and pcf over all embeddings.
 
-    An item that is query and gallery never retrieves itself. Distances are L2. ``k`` beyond the gallery means the
-    whole gallery. See :mod:`oml.functional.ranking` for the formulas: precision divides by ``min(k, n_relevant)``,
-    map by the relevant items found.
+    An item that is query and gallery never retrieves itself, and is no pair with itself. Distances are L2. ``k`` beyond
+    the gallery means the whole gallery; for large ``k`` too, memory is bounded. See :mod:`oml.functional.ranking` for
+    the formulas: precision divides by ``min(k, n_relevant)``, map by the relevant items found.
 
     Args:
         embeddings_key, labels_key, is_query_key, is_gallery_key: entries of a batch to work on.
         extra_keys: further entries to keep; ``"paths"`` for pictures, and ``"x1", "y1", "x2", "y2"`` for boxes in them.
         cmc_top_k, precision_top_k, map_top_k: values of ``k``; an empty tuple switches the metric off.
+        fmr_vals: false match rates at which to tell the false non-match rate, of all pairs of a query and a gallery
+            pooled; see :func:`oml.functional.verification.fnmr_at_fmr`.
         pfc_variance: shares of variance of which to tell the fraction of principal components.
         categories_key: entry with the category of each item: metrics are told for every category among the
             queries as well, each against the whole gallery.
         metrics_to_exclude_from_visualization: names such as ``cmc`` or categories not to draw.
         return_only_main_category: leave the categories out of what ``compute_metrics`` returns.
         visualize_only_main_category: draw nothing by category.
+        verbose: print the metrics once they are computed.
+        recall_top_k, ndcg_top_k, mrr_top_k: values of ``k`` for further metrics of the ranking.
+        map_divide_by: the denominator of map, see :func:`oml.functional.ranking.average_precision_at_k`.
         on_missing: what to do about queries that have nothing to find in the gallery: ``raise``, or ``ignore`` to
             leave them out of all metrics, with a warning.
         sequence_key: entry with the number of the sequence that each item is from, -1 for none: a query does not
             retrieve items of its own sequence.
-        verbose: print the metrics once they are computed.
 
     Attributes:
         metrics: the numbers, ``{"OVERALL": {"cmc": {1: tensor(0.9)}, ...}, ...}``.
-        metrics_unreduced: the same with one value per query.
-        results: the ranking they come from.
+        metrics_unreduced: the same with one value per query, in the order of ``results.query_ids``.
+        results: the ranking they come from, at most 100 galleries per query.
         acc: what was collected.
     """
 
@@ -76,22 +89,39 @@ class EmbeddingMetrics(IMetricVisualisable):
         cmc_top_k: Sequence[int] = (5,),
         precision_top_k: Sequence[int] = (5,),
         map_top_k: Sequence[int] = (5,),
-        pfc_variance: Sequence[float] = (0.5,),
+        fmr_vals: Sequence[float | int] = (),
+        pfc_variance: Sequence[float | int] = (0.5,),
         categories_key: str | None = None,
+        *,  # re-ranking is to come next in earlier versions' order
         metrics_to_exclude_from_visualization: Sequence[str] = (),
         return_only_main_category: bool = False,
         visualize_only_main_category: bool = True,
-        on_missing: Literal["raise", "ignore"] = "raise",
         verbose: bool = True,
+        recall_top_k: Sequence[int] = (),
+        ndcg_top_k: Sequence[int] = (),
+        mrr_top_k: Sequence[int] = (),
+        map_divide_by: Literal["found", "min(k, n)", "n"] = "found",
+        on_missing: Literal["raise", "ignore"] = "raise",
         sequence_key: str | None = None,
     ) -> None:
-        if not (cmc_top_k or precision_top_k or map_top_k):
-            raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k.")
-        for name, values in (("cmc", cmc_top_k), ("precision", precision_top_k), ("map", map_top_k)):
-            if bad := [k for k in values if not isinstance(k, int) or k < 1]:
+        top_k = {
+            "cmc": cmc_top_k,
+            "precision": precision_top_k,
+            "map": map_top_k,
+            "recall": recall_top_k,
+            "ndcg": ndcg_top_k,
+            "mrr": mrr_top_k,
+        }
+        if not (fmr_vals or any(top_k.values())):
+            raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k, fmr_vals.")
+        for name, values in top_k.items():
+            if bad := [k for k in values if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
                 raise ValueError(f"EmbeddingMetrics needs whole numbers of 1 or more in {name}_top_k, got {bad}.")
-        if bad := [share for share in pfc_variance if not 0 <= share <= 1]:
-            raise ValueError(f"EmbeddingMetrics needs shares between 0 and 1 in pfc_variance, got {bad}.")
+        for name, values in (("fmr_vals", fmr_vals), ("pfc_variance", pfc_variance)):
+            if bad := [share for share in values if not 0 <= share <= 1]:
+                raise ValueError(f"EmbeddingMetrics needs shares between 0 and 1 in {name}, got {bad}.")
+        if map_divide_by not in ("found", "min(k, n)", "n"):
+            raise ValueError(f"EmbeddingMetrics divides map by 'found', 'min(k, n)' or 'n', got {map_divide_by!r}.")
         if isinstance(extra_keys, str):
             raise ValueError(f"EmbeddingMetrics needs a sequence of names in extra_keys, got the text {extra_keys!r}.")
         self.embeddings_key = embeddings_key
@@ -99,16 +129,16 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.is_query_key = is_query_key
         self.is_gallery_key = is_gallery_key
         self.extra_keys = tuple(extra_keys)
-        self.cmc_top_k = tuple(cmc_top_k)
-        self.precision_top_k = tuple(precision_top_k)
-        self.map_top_k = tuple(map_top_k)
+        self.top_k = {name: tuple(values) for name, values in top_k.items()}
+        self.fmr_vals = tuple(fmr_vals)
         self.pfc_variance = tuple(pfc_variance)
         self.categories_key = categories_key
-        self.not_to_draw = {"pcf", *metrics_to_exclude_from_visualization}
+        self.not_to_draw = {*_NOT_BY_QUERY, *metrics_to_exclude_from_visualization}
         self.return_only_main_category = return_only_main_category
         self.visualize_only_main_category = visualize_only_main_category
-        self.on_missing: Literal["raise", "ignore"] = on_missing
         self.verbose = verbose
+        self.map_divide_by: Literal["found", "min(k, n)", "n"] = map_divide_by
+        self.on_missing: Literal["raise", "ignore"] = on_missing
         self.sequence_key = sequence_key
 
         keys = [embeddings_key, labels_key, is_query_key, is_gallery_key, *self.extra_keys]
@@ -135,37 +165,48 @@ class EmbeddingMetrics(IMetricVisualisable):
         """All metrics, each averaged over its queries.
 
         Raises:
-            ValueError: if not all expected items came, or a query has nothing to find and ``on_missing="raise"``
-                (then it is an ``AssertionError`` too).
+            NothingToFindError: if a query has nothing to find and ``on_missing="raise"``, or none has anything.
+            ValueError: if not all expected items came.
         """
         if not self.acc.is_storage_full():
             raise ValueError(
                 f"EmbeddingMetrics needs all {self.acc.num_samples} items that setup() was told of, "
                 f"{self.acc.collected_samples} came."
             )
-        embeddings = torch.as_tensor(self.acc.storage[self.embeddings_key])
-        self.results = self._retrieve(
-            torch.as_tensor(self.acc.storage[self.is_query_key]).bool(),
-            max(*self.cmc_top_k, *self.precision_top_k, *self.map_top_k, LOG_TOPK_IMAGES_PER_ROW),
+        embeddings = self._stored(self.embeddings_key)
+        widest = max([k for ks in self.top_k.values() for k in ks], default=1)
+        is_query = self._stored(self.is_query_key).bool()
+        self.results = self._retrieve(is_query, max(min(widest, _LONGEST_LIST), LOG_TOPK_IMAGES_PER_ROW))
+        per_query = ranking_metrics(
+            self.results,
+            **{f"{name}_top_k": ks for name, ks in self.top_k.items()},  # pyright: ignore[reportArgumentType]
+            map_divide_by=self.map_divide_by,
+            hits=relevant_ranks(**self._all_pairs()) if widest > _LONGEST_LIST else None,
         )
-        per_query = self._per_query(self.results)
-        self._rows = {self.overall_categories_key: torch.arange(len(self.results))}
+        queries: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(self.results))}
         members: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(embeddings))}
         if self.categories_key is not None:
-            members |= _positions(self.acc.storage[self.categories_key])
-            query_categories = np.asarray(self.acc.storage[self.categories_key])[self.results.query_ids.numpy()]
-            self._rows |= _positions(query_categories)
-            if len(self._rows[self.overall_categories_key]) != len(self.results):
+            categories = np.asarray(self.acc.storage[self.categories_key])
+            if self.overall_categories_key in (by_category := positions_by_category(categories)):
                 raise ValueError(f"EmbeddingMetrics keeps the name {self.overall_categories_key!r} for all categories.")
+            members |= by_category
+            queries |= positions_by_category(categories[self.results.query_ids.numpy()])
 
-        for category, rows in self._rows.items():
-            values = {name: {k: value[rows] for k, value in by_k.items()} for name, by_k in per_query.items()}
-            means = {name: {k: value.mean() for k, value in by_k.items()} for name, by_k in values.items()}
+        self._rows, self.metrics_unreduced = queries, {}
+        for category, rows in queries.items():
+            values: TMetricsDict = {
+                name: {k: of_all[rows] for k, of_all in by_k.items()} for name, by_k in per_query.items()
+            }
+            if self.fmr_vals:
+                from oml.functional.verification import verification_metrics
+
+                pairs = self._all_pairs(None if category == self.overall_categories_key else rows)
+                values |= verification_metrics(**pairs, fmr_vals=self.fmr_vals)
             if self.pfc_variance:
                 fractions = pcf(embeddings[members[category]], self.pfc_variance)
-                values["pcf"] = means["pcf"] = dict(zip(self.pfc_variance, fractions, strict=True))
+                values["pcf"] = dict(zip(self.pfc_variance, fractions, strict=True))
             self.metrics_unreduced[category] = values
-            self.metrics[category] = means
+        self.metrics = reduce_metrics(self.metrics_unreduced)
 
         if self.verbose:
             print(f"\nMetrics:\n{pformat(self.metrics)}")  # noqa: T201 (asked for by the argument)
@@ -173,24 +214,84 @@ class EmbeddingMetrics(IMetricVisualisable):
             return {self.overall_categories_key: self.metrics[self.overall_categories_key]}
         return dict(self.metrics)
 
+    def intervals(
+        self, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
+    ) -> dict[str | int, dict[str, dict[int | float, Interval]]]:
+        """For each metric with a value per query its mean and bootstrap interval, whole labels resampled.
+
+        Args:
+            confidence, n_resamples, seed: see :func:`oml.functional.statistics.bootstrap_interval`.
+        """
+        labels = self._computed().query_labels
+        return {
+            category: {
+                name: {
+                    k: bootstrap_interval(
+                        values,
+                        clusters=labels[self._rows[category]],
+                        confidence=confidence,
+                        n_resamples=n_resamples,
+                        seed=seed,
+                    )
+                    for k, values in by_k.items()
+                }
+                for name, by_k in by_metric.items()
+                if name not in _NOT_BY_QUERY
+            }
+            for category, by_metric in self.metrics_unreduced.items()
+        }
+
+    @property
+    def distance_matrix(self) -> Float[Tensor, "query gallery"]:
+        """L2 distances of all queries and galleries, infinite where the query is not to find the gallery.
+
+        Dense: computed when asked for, in memory for all pairs. Nothing else here needs it.
+        """
+        pairs = self._all_pairs()
+        return pairwise_dist(pairs["queries"], pairs["galleries"]).masked_fill(_same_item(pairs), torch.inf)
+
+    @property
+    def mask_gt(self) -> Bool[Tensor, "query gallery"]:
+        """Whether the gallery is right for the query. Dense, as :attr:`distance_matrix`."""
+        pairs = self._all_pairs()
+        return (pairs["query_labels"][:, None] == pairs["gallery_labels"]) & ~_same_item(pairs)
+
+    def _stored(self, key: str) -> Tensor:
+        return torch.as_tensor(self.acc.storage[key])
+
+    def _computed(self) -> RetrievalResults:
+        if self.results is None:
+            raise ValueError("EmbeddingMetrics needs compute_metrics() before it can tell or draw anything.")
+        return self.results
+
+    def _all_pairs(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """What functions of all pairs of a query (of some rows) and a gallery take."""
+        results, embeddings = self._computed(), self._stored(self.embeddings_key)
+        # the same object twice, if it can be: a product then serves both of its items
+        queries, galleries = (
+            embeddings if len(ids) == len(embeddings) else embeddings[ids]
+            for ids in (results.query_ids, results.gallery_ids)
+        )
+        query_items, gallery_items = results.query_and_gallery_items()
+        of_queries = {"queries": queries, "query_labels": results.query_labels, "query_items": query_items}
+        if rows is not None:
+            of_queries = {name: values[rows] for name, values in of_queries.items()}
+        return of_queries | {
+            "galleries": galleries,
+            "gallery_labels": results.gallery_labels,
+            "gallery_items": gallery_items,
+        }
+
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
         return RetrievalResults.from_embeddings(
-            torch.as_tensor(self.acc.storage[self.embeddings_key]),
-            labels=torch.as_tensor(self.acc.storage[self.labels_key]),
+            self._stored(self.embeddings_key),
+            labels=self._stored(self.labels_key),
             is_query=is_query,
-            is_gallery=torch.as_tensor(self.acc.storage[self.is_gallery_key]).bool(),
+            is_gallery=self._stored(self.is_gallery_key).bool(),
             top_k=top_k,
-            sequences=None if self.sequence_key is None else torch.as_tensor(self.acc.storage[self.sequence_key]),
+            sequences=None if self.sequence_key is None else self._stored(self.sequence_key),
             on_missing=self.on_missing,
         )
-
-    def _per_query(self, results: RetrievalResults) -> dict[str, dict[int | float, Tensor]]:
-        values: dict[str, dict[int | float, Tensor]] = {
-            "cmc": {k: cmc_at_k(results.is_relevant, k) for k in self.cmc_top_k},
-            "precision": {k: precision_at_k(results.is_relevant, results.n_relevant, k) for k in self.precision_top_k},
-            "map": {k: average_precision_at_k(results.is_relevant, k) for k in self.map_top_k},
-        }
-        return {name: by_k for name, by_k in values.items() if by_k}
 
     def ready_to_visualize(self) -> bool:
         """Whether ``"paths"`` is among ``extra_keys``."""
@@ -219,7 +320,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         if metric_name not in by_name:
             raise ValueError(f"No metric is called {metric_name!r}; there are {', '.join(by_name) or 'none yet'}.")
         category, metric, k = by_name[metric_name]
-        if metric == "pcf":
+        if metric in _NOT_BY_QUERY:
             raise ValueError(f"{metric_name!r} has no value per query.")
         order = self.metrics_unreduced[category][metric][k].argsort(stable=True)
         return self._rows[category][order[:n_queries]].tolist()
@@ -253,18 +354,44 @@ class EmbeddingMetrics(IMetricVisualisable):
                 print(f"query {query}: {paths[results.query_ids[row]]}")  # noqa: T201 (asked for by the argument)
         return results.visualize(paths, rows, n_instances, boxes=self._boxes())
 
+    def get_plot_for_distances(self, n_pairs: int = 100_000, seed: int = 0) -> "Figure":
+        """Histograms of the distances of right and of wrong pairs, of up to ``n_pairs`` each, drawn at random.
+
+        Args:
+            n_pairs: how many pairs to draw of those of one label, and of all.
+            seed: of the draws.
+        """
+        from oml.retrieval.figures import draw_distances
+
+        pairs = self._all_pairs()
+        labels, order = pairs["gallery_labels"].sort()
+        first = torch.searchsorted(labels, pairs["query_labels"])
+        n_equal = torch.searchsorted(labels, pairs["query_labels"], right=True) - first
+        generator = torch.Generator().manual_seed(seed)
+        distances = []
+        for equal, counts in ((True, n_equal), (False, torch.full_like(n_equal, len(labels)))):
+            ends = counts.cumsum(0)
+            n_all = int(ends[-1])
+            drawn = torch.arange(n_all) if n_all <= n_pairs else torch.randint(n_all, (n_pairs,), generator=generator)
+            query = torch.searchsorted(ends, drawn, right=True)
+            gallery = drawn - ends[query] + counts[query]
+            gallery = order[first[query] + gallery] if equal else gallery
+            right = pairs["query_labels"][query] == pairs["gallery_labels"][gallery]
+            kept = (right == equal) & (pairs["query_items"][query] != pairs["gallery_items"][gallery])
+            distances.append(elementwise_dist(pairs["queries"][query[kept]], pairs["galleries"][gallery[kept]]))
+        return draw_distances(*distances)
+
     def _checked_to_draw(self) -> RetrievalResults:
-        if self.results is None:
-            raise ValueError("EmbeddingMetrics needs compute_metrics() before it can draw.")
+        results = self._computed()
         if not self.ready_to_visualize():
             raise ValueError(f"EmbeddingMetrics needs {PATHS_KEY!r} among its extra_keys to draw.")
-        return self.results
+        return results
 
     def _boxes(self) -> Tensor | None:
         keys = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
         if not set(keys) <= set(self.extra_keys):
             return None
-        return torch.stack([torch.as_tensor(self.acc.storage[key]) for key in keys], dim=1)
+        return torch.stack([self._stored(key) for key in keys], dim=1)
 
     def _names(self) -> Iterator[tuple[str, tuple[str | int, str, int | float]]]:
         """``OVERALL/map/5`` and its parts, for all metrics."""
@@ -274,9 +401,5 @@ class EmbeddingMetrics(IMetricVisualisable):
                     yield f"{category}/{metric}/{k}", (category, metric, k)
 
 
-def _positions(categories: Any) -> dict[str | int, Tensor]:
-    """The positions of every category, in one pass."""
-    values, inverse = np.unique(np.asarray(categories), return_inverse=True)
-    order = torch.from_numpy(np.argsort(inverse, kind="stable"))
-    counts = np.bincount(inverse, minlength=len(values)).tolist()
-    return dict(zip(values.tolist(), order.split(counts), strict=True))
+def _same_item(pairs: Mapping[str, Tensor]) -> Tensor:
+    return pairs["query_items"][:, None] == pairs["gallery_items"]

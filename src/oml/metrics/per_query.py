@@ -1,11 +1,21 @@
 """From what was retrieved to one value per query and metric: the one place for it."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from oml.functional.nothing_to_find import rows_to_evaluate
-from oml.functional.ranking import average_precision_at_k, cmc_at_k, precision_at_k
+from oml.functional.ranking import (
+    Hits,
+    average_precision_at_k,
+    cmc_at_k,
+    ndcg_at_k,
+    precision_at_k,
+    recall_at_k,
+    reciprocal_rank,
+)
 from oml.retrieval import RetrievalResults
 
 
@@ -15,19 +25,27 @@ def ranking_metrics(
     cmc_top_k: Sequence[int] = (),
     precision_top_k: Sequence[int] = (),
     map_top_k: Sequence[int] = (),
-) -> dict[str, dict[int, Tensor]]:
+    recall_top_k: Sequence[int] = (),
+    ndcg_top_k: Sequence[int] = (),
+    mrr_top_k: Sequence[int] = (),
+    map_divide_by: Literal["found", "min(k, n)", "n"] = "found",
+    hits: Hits | None = None,
+) -> dict[str, dict[int, Float[Tensor, " query"]]]:
     """For each metric and ``k`` a value per query, in the order of ``results.query_ids``.
 
     The formulas, with their denominators, are those of :mod:`oml.functional.ranking`: precision divides by
-    ``min(k, n_relevant)``, map by the relevant items found. A metric without ``k`` is left out.
+    ``min(k, n_relevant)``, map by the relevant items found, recall by all. A metric without ``k`` is left out.
 
     Args:
         results: of a search for the largest ``k`` or more, unless all that is relevant was found earlier.
-        cmc_top_k, precision_top_k, map_top_k: values of ``k``, positive ints.
+        cmc_top_k, precision_top_k, map_top_k, recall_top_k, ndcg_top_k, mrr_top_k: values of ``k``, positive ints.
+        map_divide_by: the denominator of map, see :func:`oml.functional.ranking.average_precision_at_k`.
+        hits: where the relevant items stand in the ranking of the whole gallery, for ``k`` beyond the lists of
+            ``results``: of :func:`oml.functional.ranks.relevant_ranks`.
 
     Raises:
         NothingToFindError: A query has nothing to find, so that no value would mean anything.
-        ValueError: A ``k`` is no positive int, or reaches beyond the ranks that were retrieved.
+        ValueError: A ``k`` is no positive int, or reaches beyond the ranks that are known.
 
     Example:
         >>> import torch
@@ -38,16 +56,22 @@ def ranking_metrics(
         {'cmc': {1: tensor([1., 1., 0.]), 2: tensor([1., 1., 1.])}, 'map': {2: tensor([1.0000, 1.0000, 0.5000])}}
     """
     rows_to_evaluate(results.n_relevant, ids=results.query_ids, labels=results.query_labels)
-    relevant, n_relevant = results.is_relevant, results.n_relevant
-    too_far = [k for k in (*cmc_top_k, *precision_top_k, *map_top_k) if isinstance(k, int) and k > relevant.shape[1]]
-    if too_far and (unfound := relevant.sum(dim=1) < n_relevant).any():
-        raise ValueError(
-            f"ranking_metrics needs results of a search with top_k={max(too_far)}, got {relevant.shape[1]} ranks, "
-            f"which lack relevant items of {int(unfound.sum())} queries."
-        )
+    n_relevant, n_ranks = results.n_relevant, results.retrieved_ids.shape[1]
+    if hits is None:
+        top_k = (*cmc_top_k, *precision_top_k, *map_top_k, *recall_top_k, *ndcg_top_k, *mrr_top_k)
+        too_far = [k for k in top_k if isinstance(k, int) and k > n_ranks]
+        if too_far and len(lacking := (results.is_relevant.sum(dim=1) < n_relevant).nonzero()):
+            raise ValueError(
+                f"ranking_metrics needs results of a search with top_k={max(too_far)}, got {n_ranks} ranks, which lack "
+                f"relevant items of {len(lacking)} queries; or the hits of the whole gallery."
+            )
+    found = results.is_relevant if hits is None else hits
     values = {
-        "cmc": {k: cmc_at_k(relevant, k) for k in cmc_top_k},
-        "precision": {k: precision_at_k(relevant, n_relevant, k) for k in precision_top_k},
-        "map": {k: average_precision_at_k(relevant, k) for k in map_top_k},
+        "cmc": {k: cmc_at_k(found, k) for k in cmc_top_k},
+        "precision": {k: precision_at_k(found, n_relevant, k) for k in precision_top_k},
+        "map": {k: average_precision_at_k(found, k, n_relevant, map_divide_by) for k in map_top_k},
+        "recall": {k: recall_at_k(found, n_relevant, k) for k in recall_top_k},
+        "ndcg": {k: ndcg_at_k(found, n_relevant, k) for k in ndcg_top_k},
+        "mrr": {k: reciprocal_rank(found, k) for k in mrr_top_k},
     }
     return {name: by_k for name, by_k in values.items() if by_k}

@@ -100,3 +100,53 @@ def draw_queries(
         for axes, item in zip(line[1 + n_instances :], gt_ids[:n_gt], strict=False):
             show(axes, item, "ground truth\n", GRAY)
     return figure
+
+
+def draw_distances(
+    right: Float[Tensor, " right"], wrong: Float[Tensor, " wrong"], *, n_bins: int = 100, title: str = ""
+) -> "Figure":
+    """Histograms of the distances of right and of wrong pairs: the less they overlap, the better for verification.
+
+    Each has an area of 1, whatever its number of pairs; both have the same bins. A line marks each median.
+
+    Args:
+        right: distances of pairs of one label.
+        wrong: distances of pairs of two labels.
+        n_bins: of the range of all distances.
+        title: of the picture.
+
+    Raises:
+        ValueError: if there are no right or no wrong pairs, or distances are not finite.
+
+    Example:
+        >>> figure = draw_distances(torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.5, 0.6]))
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['right: 2 pairs, median 0.1', 'wrong: 3 pairs, median 0.5']
+    """
+    from matplotlib.figure import Figure
+
+    for name, distances in (("right", right), ("wrong", wrong)):
+        if not len(distances) or not distances.isfinite().all():
+            raise ValueError(
+                f"draw_distances needs finite distances of {name} pairs, got {len(distances)}, of which "
+                f"{int(distances.isfinite().sum())} are finite."
+            )
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    low, high = float(min(right.amin(), wrong.amin())), float(max(right.amax(), wrong.amax()))
+    for name, distances, colour in (("right", right, GREEN), ("wrong", wrong, RED)):
+        median, shade = float(distances.median()), [channel / 255 for channel in colour]
+        axes.hist(
+            distances.float().cpu().numpy(),
+            bins=n_bins,
+            range=(low, high),
+            density=True,
+            histtype="stepfilled",
+            alpha=0.4,
+            color=shade,
+            label=f"{name}: {len(distances):,} pairs, median {median:.3g}",
+        )
+        axes.axvline(median, color=shade, linestyle="--")
+    axes.set(xlabel="distance", ylabel="density", title=title)
+    axes.legend()
+    return figure

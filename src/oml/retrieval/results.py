@@ -217,8 +217,7 @@ class RetrievalResults:
                 *(None if sequences is None else sequences[rows] for rows in (queries, galleries)),
             )
             queries = queries[rows_to_evaluate(n_relevant, on_missing, ids=ids[queries], labels=labels[queries])]
-        # what must not find each other has one number: an item and itself, or all items of a sequence
-        own = ids if sequences is None else torch.where(sequences < 0, ids, ids.amax() + 1 + sequences)
+        own = _numbers(ids, sequences, int(ids.amax()) + 1)
         found = exact_search(
             _take(embeddings, queries),
             _take(embeddings, galleries),
@@ -422,6 +421,24 @@ class RetrievalResults:
             )
         return cls(**tensors)
 
+    def query_and_gallery_items(self) -> tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]:
+        """Numbers of the queries and of the galleries: a query is not to find galleries of its own number.
+
+        As :func:`oml.functional.search.exact_search` and other functions of all pairs take them: an item that is query
+        and gallery has one number, and so have all items of a sequence.
+
+        Example:
+            >>> ids, labels = torch.tensor([4, 5]), torch.tensor([0, 0])
+            >>> found = torch.tensor([[5], [4]])
+            >>> RetrievalResults(ids, labels, ids, labels, found, torch.ones(2, 1)).query_and_gallery_items()
+            (tensor([4, 5]), tensor([4, 5]))
+        """
+        size = 1 + max(int(ids.amax()) if len(ids) else 0 for ids in (self.query_ids, self.gallery_ids))
+        return (
+            _numbers(self.query_ids, self.query_sequences, size),
+            _numbers(self.gallery_ids, self.gallery_sequences, size),
+        )
+
     def gt_ids(self, row: int) -> Int[Tensor, " relevant"]:
         """The galleries that the query in a row should find, ``n_relevant[row]`` of them, in data set order.
 
@@ -466,6 +483,11 @@ class RetrievalResults:
 def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
     """The rows ``ids``, which ascend; not copied if these are all the rows."""
     return embeddings if len(ids) == len(embeddings) else embeddings[ids]
+
+
+def _numbers(ids: Tensor, sequences: Tensor | None, size: int) -> Tensor:
+    """One for all items of a sequence, one of its own for each other."""
+    return ids if sequences is None else torch.where(sequences < 0, ids, size + sequences)
 
 
 def _all_equal(parts: Sequence[RetrievalResults], *names: str) -> bool:
