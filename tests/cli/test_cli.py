@@ -81,6 +81,12 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     assert all(path.read_bytes() == content for path, content in kept.items())
     for text in ("cmc@1", "before", "after", "metrics.json", "best.ckpt", "worst_queries.png", "Try next"):
         assert text in first.stdout
+    words = next(line for line in first.stdout.splitlines() if "oml compare" in line).split()
+    compared = run(*words[words.index("compare") :], "--figure", "changes.png", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert "B - A" in compared.stdout
+    assert "paths below" in compared.stdout
+    assert (tmp_path / "changes.png").is_file()
 
 
 @pytest.mark.slow

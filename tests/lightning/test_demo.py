@@ -16,8 +16,10 @@ from oml.datasets.base import DatasetQueryGallery
 from oml.datasets.glyphs import load_glyphs
 from oml.inference.flat import extract_embeddings
 from oml.lightning.pipelines.demo import DemoReport, demo_pipeline, load_demo_config
+from oml.metrics.per_query import ranking_metrics
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.transforms import get_transforms_by_cfg
+from oml.retrieval import RetrievalResults
 
 SMALL = {"n_labels": 120, "n_labels_held_out": 20, "steps": 6, "image_size": 32}
 
@@ -39,14 +41,18 @@ def test_every_promised_file_is_there(report: DemoReport) -> None:
         "checkpoint",
         "metrics",
         "embeddings",
+        "results",
+        "results before",
         "worst queries",
         "training log",
         "data set",
     }
     run = report.files["config"].parent
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "best.ckpt", "metrics.json", "embeddings.safetensors", "worst_queries.png", "training",
+        "config.yaml", "best.ckpt", "metrics.json", "embeddings.safetensors", "results.safetensors", "items.csv",
+        "before", "worst_queries.png", "training",
     }  # fmt: skip
+    assert {path.name for path in (run / "before").iterdir()} == {"results.safetensors", "items.csv"}
     assert OmegaConf.load(report.files["config"]) == load_demo_config(SMALL)
     with Image.open(report.files["worst queries"]) as picture:
         assert min(picture.size) > 400
@@ -85,6 +91,17 @@ def test_the_checkpoint_gives_the_embeddings_and_they_the_figures(report: DemoRe
     distances = torch.cdist(saved["embeddings"], saved["embeddings"]).fill_diagonal_(torch.inf)
     cmc = (saved["labels"][distances.argmin(dim=1)] == saved["labels"]).float().mean().item()
     assert report.after["cmc@1"].mean == pytest.approx(cmc, abs=2e-3)  # cdist is less exact than our search
+
+
+@pytest.mark.slow
+def test_results_are_those_of_the_figures_and_of_the_images(report: DemoReport) -> None:
+    for name, told in (("results before", report.before), ("results", report.after)):
+        results = RetrievalResults.load(report.files[name])
+        cmc = ranking_metrics(results, cmc_top_k=[1])["cmc"][1]
+        assert cmc.mean().item() == pytest.approx(told["cmc@1"].mean)
+        items = pd.read_csv(report.files[name].with_name("items.csv"))
+        assert items["label"][results.query_ids.numpy()].tolist() == results.query_labels.tolist()
+        assert all((report.files[name].parent / path).is_file() for path in items["path"])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import typer
 
 import oml
 from oml.cli.check import check
+from oml.cli.compare import compare
 from oml.cli.convert import convert
 from oml.cli.demo import demo
 from oml.cli.split import split
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(check)
+app.command()(compare)
 app.command()(convert)
 app.command()(demo)
 app.command()(split)

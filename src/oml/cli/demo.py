@@ -1,6 +1,7 @@
 """``oml demo``."""
 
 import os
+import shlex
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +30,8 @@ def demo(
 
     Draws the data set Glyphs from the fonts that matplotlib ships, evaluates EfficientNet-Lite0 on it, trains it
     with hard triplets and evaluates again, on labels that the training has not seen. Takes two to four minutes on
-    two CPU cores and leaves the config, the checkpoint, the figures, the embeddings and a picture of the worst
-    mistakes in a new folder. Needs the extra 'demo'.
+    two CPU cores and leaves the config, the checkpoint, the figures, the embeddings, what was retrieved and a picture
+    of the worst mistakes in a new folder. Needs the extra 'demo'.
 
     Examples:
 
@@ -78,10 +79,12 @@ def _show(report: "DemoReport", steps: int, console: "Console") -> None:
     console.print("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()))
     for name, path in report.files.items():
         console.print(f"{name:>14}: {path}", soft_wrap=True, highlight=False)
+    before = report.files["results before"].parent
     arguments = f"{str(report.files['checkpoint'])!r}, arch='efficientnet_lite0', normalise_features=True"
     console.print(
         "\nTry next:\n"
         "  look at the worst queries: what would you have answered?\n"
+        f"  what has changed:     {shlex.join(['oml', 'compare', str(before), str(before.parent)])}\n"
         f"  train for longer:     oml demo --steps {2 * steps}\n"
         f"  load the network:     oml.models.TimmExtractor({arguments})\n"
         "  use your own images:  docs/data_format.md, and 'Training' in README.md",

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 #: what :func:`oml.metrics.per_query.ranking_metrics` cuts at a k
 METRICS = ("cmc", "precision", "map", "recall", "ndcg", "mrr")
 _DEFAULT = (("cmc", 1), ("cmc", 5), ("precision", 5), ("map", 5))
+_GAP = 30  # pixels between two queries in a picture
 _ROUNDING = 1e-6  # values are float32: what differs by less is the same
 
 
@@ -180,18 +182,17 @@ def draw_changes(
         for name, results in (("a", a), ("b", b)):
             place = int((results.query_ids == query).nonzero())
             figure = results.visualize(paths, [place], n_instances, boxes)
-            values = (f"{metric} {getattr(change, name)[row]:.3g}" for metric, change in comparison.metrics.items())
-            figure.suptitle(
-                f"{name.upper()}, item {query}, label {int(comparison.query_labels[row])}:  {',  '.join(values)}"
-            )
+            values = [f"{metric} {getattr(change, name)[row]:.2f}" for metric, change in comparison.metrics.items()]
+            title = f"{name.upper()}: item {query}, label {int(comparison.query_labels[row])}, {', '.join(values)}"
+            figure.suptitle(title, x=0.005, horizontalalignment="left")
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=100)
             strips.append(Image.open(buffer).convert("RGB"))
-    picture = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)))
-    top = 0
-    for strip in strips:
+    # the two of a query stand together
+    tops = [0, *accumulate(strip.height + _GAP * (i % 2) for i, strip in enumerate(strips))]
+    picture = Image.new("RGB", (max(strip.width for strip in strips), tops[-1] - _GAP), "white")
+    for strip, top in zip(strips, tops, strict=False):
         picture.paste(strip, (0, top))
-        top += strip.height
     return picture
 
 

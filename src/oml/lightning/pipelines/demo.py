@@ -25,16 +25,17 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 import oml
-from oml.const import CONFIGS_PATH, IS_GALLERY_COLUMN, IS_QUERY_COLUMN, LABELS_COLUMN
+from oml.const import CONFIGS_PATH, IS_GALLERY_COLUMN, IS_QUERY_COLUMN, LABELS_COLUMN, PATHS_COLUMN
 from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels
 from oml.datasets.glyphs import load_glyphs
-from oml.functional.ranking import average_precision_at_k, cmc_at_k, precision_at_k
+from oml.datasets.splitting import rebase_paths
 from oml.functional.statistics import Interval, bootstrap_interval
 from oml.inference.flat import extract_embeddings
 from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.metric import MetricValCallback
 from oml.lightning.modules.extractor import ExtractorModule
 from oml.metrics.embeddings import EmbeddingMetrics
+from oml.metrics.per_query import ranking_metrics
 from oml.registry.losses import get_criterion_by_cfg
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.optimizers import get_optimizer_by_cfg
@@ -121,12 +122,19 @@ def demo_pipeline(
             "checkpoint": checkpoint,
             "metrics": run / "metrics.json",
             "embeddings": run / "embeddings.safetensors",
+            "results": run / "results.safetensors",
+            "results before": run / "before" / "results.safetensors",
             "worst queries": run / "worst_queries.png",
             "training log": run / "training" / "metrics.csv",
             "data set": root,
         }
         _write(files["config"], lambda path: OmegaConf.save(config, path, resolve=True))
         _write(files["embeddings"], lambda path: save_file(_for_users(after.embeddings, validation), path))
+        # each with the table that its ids are rows of: `oml compare` reads such folders
+        for results, path in ((after.results, files["results"]), (before.results, files["results before"])):
+            results.save(path)
+            items = rebase_paths(df_val, root, path.parent)
+            _write(path.with_name("items.csv"), lambda file, items=items: items.to_csv(file, index=False))
         _write(files["worst queries"], lambda path: _draw_worst(after, validation).savefig(path, dpi=100))
     report = DemoReport(
         before=before.intervals,
@@ -171,23 +179,14 @@ def _evaluate(
 ) -> Evaluation:
     with progress_bar(f"{title}: embedding the validation images", console) as on_progress:
         embeddings = extract_embeddings(extractor, dataset, config.batch_size_inference, on_progress=on_progress)
-    metrics = config.metrics
-    labels = torch.from_numpy(dataset.get_labels())
-    results = RetrievalResults.from_embeddings(
-        embeddings,
-        labels=labels,
-        is_query=torch.tensor(dataset.df[IS_QUERY_COLUMN].astype(bool).tolist()),
-        is_gallery=torch.tensor(dataset.df[IS_GALLERY_COLUMN].astype(bool).tolist()),
-        top_k=max(*metrics.cmc_top_k, *metrics.precision_top_k, *metrics.map_top_k, N_IN_PICTURE),
+    top_k: Any = OmegaConf.to_container(config.metrics)
+    results = RetrievalResults.from_dataset(
+        embeddings, dataset, top_k=max(N_IN_PICTURE, *(k for cuts in top_k.values() for k in cuts))
     )
-    relevant = results.is_relevant
     per_query = {
-        **{f"cmc@{k}": cmc_at_k(relevant, k) for k in metrics.cmc_top_k},
-        **{f"precision@{k}": precision_at_k(relevant, results.n_relevant, k) for k in metrics.precision_top_k},
-        **{f"map@{k}": average_precision_at_k(relevant, k) for k in metrics.map_top_k},
+        f"{name}@{k}": values for name, by_k in ranking_metrics(results, **top_k).items() for k, values in by_k.items()
     }
-    clusters = labels[results.query_ids]
-    intervals = {name: bootstrap_interval(values, clusters=clusters) for name, values in per_query.items()}
+    intervals = {name: bootstrap_interval(values, clusters=results.query_labels) for name, values in per_query.items()}
     return Evaluation(embeddings, results, per_query, intervals)
 
 
@@ -258,7 +257,7 @@ def _draw_worst(evaluation: Evaluation, dataset: DatasetQueryGallery) -> Any:
     """The queries with the lowest precision; among equals, those that are surest of their wrong first answer."""
     precision = next(values for name, values in evaluation.per_query.items() if name.startswith("precision"))
     order = np.lexsort((evaluation.results.distances[:, 0].numpy(), precision.numpy()))
-    paths = dataset.df["path"].tolist()
+    paths = dataset.df[PATHS_COLUMN].tolist()
     return evaluation.results.visualize(paths, order[:N_IN_PICTURE].tolist(), N_IN_PICTURE)
 
 
