@@ -247,6 +247,16 @@ def test_masks_and_distances_of_roles(of: Callable) -> None:
     assert calc_distance_matrix(points, is_query, is_query).tolist() == [[0, 3, 7], [3, 0, 4], [7, 4, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_distances_are_exact_so_that_ties_stay(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randint(4, (70, 3), generator=generator).to(dtype)
+    found = calc_distance_matrix(points, torch.arange(70) < 50, torch.arange(70) >= 30)
+    expected = [[float((q.double() - g.double()).square().sum().sqrt()) for g in points[30:]] for q in points[:50]]
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(found, torch.tensor(expected, dtype=found.dtype))
+
+
 def test_the_mask_is_applied_in_place() -> None:
     distances, mask_gt = torch.zeros(1, 2), torch.tensor([[True, True]])
     masked, gt = apply_mask_to_ignore(distances, mask_gt, torch.tensor([[0, 1]]))

@@ -1,17 +1,22 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from oml.datasets.base import DatasetQueryGallery
+from oml.functional.statistics import bootstrap_interval
 from oml.functional.topology import pcf
-from oml.metrics.embeddings import EmbeddingMetrics
+from oml.metrics.embeddings import EmbeddingMetrics, EmbeddingMetricsDDP, validate_dataset
+from oml.retrieval import NothingToFindError
 from oml.utils.download_mock_dataset import download_mock_dataset
 
 
@@ -141,6 +146,13 @@ def test_parts_can_be_switched_off() -> None:
     assert set(metric.metrics["OVERALL"]) == {"cmc"}
     with pytest.raises(ValueError, match="at least one of"):
         EmbeddingMetrics(cmc_top_k=(), precision_top_k=(), map_top_k=())
+    others: Any = {"cmc_top_k": (), "precision_top_k": (), "map_top_k": ()}
+    metric = compute([one_vs_rest(LINE, LABELS)], **others, recall_top_k=(1,), ndcg_top_k=(2,), mrr_top_k=(3,))
+    assert list(metric.metrics["OVERALL"]) == ["recall", "ndcg", "mrr", "pcf"]
+    assert metric.metrics_unreduced["OVERALL"]["recall"][1].tolist() == [0.5, 0.5, 0, 0, 1, 1, 1]
+    torch.testing.assert_close(
+        metric.metrics_unreduced["OVERALL"]["mrr"][3], torch.tensor([1, 1, 1 / 3, 1 / 2, 1, 1, 1])
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,9 @@ def test_parts_can_be_switched_off() -> None:
     [
         ({"cmc_top_k": (0,)}, "in cmc_top_k, got \\[0\\]"),
         ({"map_top_k": (1, -1)}, "in map_top_k"),
+        ({"ndcg_top_k": (True,)}, "in ndcg_top_k"),
         ({"pfc_variance": (50.0,)}, "in pfc_variance"),
+        ({"fmr_vals": (0.1, -1.0)}, "in fmr_vals, got \\[-1.0\\]"),
         ({"extra_keys": "paths"}, "got the text 'paths'"),
     ],
 )
@@ -244,3 +258,188 @@ def test_a_query_does_not_retrieve_its_sequence() -> None:
         calculator.update_data(batch)
         values.append([value.item() for value in calculator.compute_metrics()["OVERALL"]["cmc"].values()])
     assert values == [[1.0, 1.0], [0.0, 1.0]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), shared=st.booleans(), with_sequences=st.booleans())
+def test_pairs_of_an_item_and_itself_do_not_count_for_fnmr(seed: int, shared: bool, with_sequences: bool) -> None:
+    """The described system takes them for infinitely far negatives."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2])
+    embeddings = torch.randint(3, (9, 2), generator=generator).float()
+    is_query = torch.ones(9, dtype=torch.bool) if shared else torch.arange(9) < 6
+    sequences = torch.tensor([-1, 0, 0, 1, -1, 2, 0, 0, 2])
+    batch = one_vs_rest(embeddings, labels, sequence=sequences, categories=list("aabbcccba")) | {"is_query": is_query}
+    metric = compute(
+        [batch],
+        fmr_vals=(0, 0.3, 1),
+        categories_key="categories",
+        sequence_key="sequence" if with_sequences else None,
+    )
+    for category, found in metric.metrics.items():
+        positive, negative = [], []
+        for q in is_query.nonzero().flatten().tolist():
+            if category not in ("OVERALL", batch["categories"][q]):
+                continue
+            for g in range(9):
+                same_sequence = with_sequences and sequences[q] >= 0 and sequences[q] == sequences[g]
+                if g != q and not same_sequence:
+                    distance = (embeddings[q].double() - embeddings[g]).norm().float().item()
+                    (positive if labels[q] == labels[g] else negative).append(distance)
+        for rate, value in found["fnmr@fmr"].items():
+            threshold = np.quantile(negative, rate)
+            assert value.item() == pytest.approx(np.mean([distance >= threshold for distance in positive])), category
+    # the dense matrices tell the same
+    pairs, right = metric.distance_matrix.isfinite(), metric.mask_gt
+    assert not (right & ~pairs).any()
+    for row, query in enumerate(is_query.nonzero().flatten().tolist()):
+        if not with_sequences:
+            assert (~pairs[row]).nonzero().flatten().tolist() == [query]
+    assert metric.results is not None
+    nearest = metric.distance_matrix.sort(dim=1, stable=True)
+    width = metric.results.retrieved_ids.shape[1]
+    torch.testing.assert_close(nearest.values[:, :width], metric.results.distances)
+    assert torch.equal(right.gather(1, nearest.indices)[:, :width], metric.results.is_relevant)
+    assert torch.equal(right.sum(dim=1), metric.results.n_relevant)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_k_beyond_any_list(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """map over the whole gallery, from the places of what is relevant."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(150) % 30
+    embeddings = torch.randint(4, (150, 3), generator=generator).float()  # with ties
+    everyone = torch.ones(150, dtype=torch.bool)
+    is_query = everyone if shared else torch.arange(150) < 60
+    batch = {"embeddings": embeddings, "labels": labels, "is_query": is_query, "is_gallery": everyone}
+    ks = (1, 120, 10**9)
+    metric = compute([batch], cmc_top_k=ks, precision_top_k=ks, map_top_k=ks)
+    assert metric.results is not None
+    assert metric.results.retrieved_ids.shape[1] == 100
+    for k in ks:
+        for name, values in literal(**batch, k=k).items():
+            assert metric.metrics_unreduced["OVERALL"][name][k].tolist() == pytest.approx(values, abs=1e-6)
+    monkeypatch.setattr("oml.metrics.embeddings._LONGEST_LIST", 150)
+    assert compute([batch], cmc_top_k=ks, precision_top_k=ks, map_top_k=ks).metrics == metric.metrics
+
+
+def test_the_order_of_items_does_not_matter() -> None:
+    positions = LINE + torch.linspace(0, 0.3, 7)[:, None].square()  # no two distances are equal
+    batch = one_vs_rest(positions, LABELS, categories=torch.tensor([0, 0, 0, 0, 1, 1, 0]))
+    order = torch.tensor([3, 6, 1, 0, 5, 2, 4])
+    arguments: Any = {"categories_key": "categories", "fmr_vals": (0.1,), "cmc_top_k": (1, 3)}
+    expected = compute([batch], **arguments).metrics
+    found = compute([{name: values[order] for name, values in batch.items()}], **arguments).metrics
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("n_wrong", "n_shared"), [(0, 0), (2, 0), (2, 1), (4, 4)])
+def test_perfect_imperfect_and_worst(n_wrong: int, n_shared: int) -> None:
+    """Two queries and two galleries of each of two labels; some queries look like the other label."""
+    labels = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    looks_like = labels.clone()
+    looks_like[:n_wrong] = 1 - looks_like[:n_wrong]
+    batch = {
+        "embeddings": torch.eye(2)[looks_like],
+        "labels": labels,
+        "is_query": torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]),
+        "is_gallery": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
+        "kind": np.array(list("xxyyxxyy")),
+    }
+    metric = compute([batch], cmc_top_k=(1,), categories_key="kind", extra_keys=["kind"])
+    assert metric.metrics["OVERALL"]["cmc"][1] == 1 - n_wrong / 4
+    assert metric.metrics["x"]["cmc"][1] == 1 - min(n_wrong, 2) / 2
+    assert set(metric.distance_matrix.flatten().tolist()) == {0, torch.tensor(2.0).sqrt().item()}
+    assert set(metric.mask_gt.flatten().tolist()) == {True, False}
+    assert metric.acc.collected_samples == 8
+
+
+def test_intervals_draw_whole_labels() -> None:
+    batch = one_vs_rest(LINE, LABELS, categories=CATEGORIES)
+    metric = compute([batch], categories_key="categories", cmc_top_k=(1,), fmr_vals=(0.1,))
+    found = metric.intervals(confidence=0.8, n_resamples=500, seed=3)
+    assert list(found) == ["OVERALL", "a", "b"]
+    assert all(list(by_metric) == ["cmc", "precision", "map"] for by_metric in found.values())
+    hits, labels = torch.tensor([1.0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 0, 1])  # of category a
+    expected = bootstrap_interval(hits, clusters=labels, confidence=0.8, n_resamples=500, seed=3)
+    assert expected.low < expected.high
+    assert found["a"]["cmc"][1] == expected
+    assert found["b"]["cmc"][1] == (1, 1, 1)
+    with pytest.raises(ValueError, match=r"needs compute_metrics\(\) before"):
+        EmbeddingMetrics().intervals()
+
+
+def test_distances_are_drawn() -> None:
+    metric = compute([one_vs_rest(LINE, LABELS)])
+    (axes,) = metric.get_plot_for_distances().axes
+    # of 42 pairs: 3 items of label 0 have two of their like, 4 of the other labels have one
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "right: 10 pairs, median 2",
+        "wrong: 32 pairs, median 14",
+    ]
+    drawn = [metric.get_plot_for_distances(n_pairs=9, seed=seed).axes[0].get_legend().get_texts() for seed in (0, 0, 1)]
+    texts = [[text.get_text() for text in of_one] for of_one in drawn]
+    assert texts[0] == texts[1]  # the same draw
+    assert all(1 <= int(text.split()[1]) <= 9 for of_one in texts for text in of_one)  # less items with themselves
+
+
+def test_items_that_come_twice_count_once() -> None:
+    whole = one_vs_rest(LINE, LABELS, categories=CATEGORIES, idx=torch.arange(7))
+    rows = [5, 0, 3, 3, 1, 2, 6, 0, 4]
+    padded = {
+        name: [values[i] for i in rows] if isinstance(values, list) else values[rows] for name, values in whole.items()
+    }
+    arguments: Any = {"categories_key": "categories", "cmc_top_k": (1, 2), "fmr_vals": (0.2,)}
+    expected = compute([whole], **arguments)
+    assert compute([padded], **arguments).metrics != expected.metrics  # as in the described system
+    found = compute([padded], **arguments, index_key="idx")
+    assert found.metrics == expected.metrics
+    assert found.acc.collected_samples == 7
+    torch.testing.assert_close(found.metrics_unreduced, expected.metrics_unreduced)
+
+
+def test_validation_of_masks() -> None:
+    mask_gt = torch.tensor([[True, False], [True, True]])
+    validate_dataset(mask_gt)
+    with pytest.raises(NothingToFindError, match=r"1 of 2 queries have nothing to find.* rows \[0\]"):
+        validate_dataset(mask_gt, mask_to_ignore=torch.eye(2, dtype=torch.bool))
+
+
+def _part(rank: int, n_ranks: int) -> dict[str, Any]:
+    """What a process sees of the digits 0 to 6 on the line, with the first ones again to fill up."""
+    rows = [*range(7), *range(-7 % n_ranks)][rank::n_ranks]
+    return {
+        **one_vs_rest(LINE[rows], LABELS[rows], paths=[f"{i}.png" for i in rows]),
+        "categories": np.array(CATEGORIES)[rows],
+        "idx": torch.tensor(rows),
+    }
+
+
+ARGUMENTS: Any = {"categories_key": "categories", "extra_keys": ["paths"], "cmc_top_k": (1, 2), "verbose": False}
+
+
+def _process(rank: int, file: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    metric = EmbeddingMetricsDDP(**ARGUMENTS)
+    part = _part(rank, 2)
+    metric.setup(len(part["labels"]))
+    metric.update_data(part)
+    metric.sync()
+    torch.save((metric.compute_metrics(), metric.acc.storage["paths"]), f"{out}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_agree_with_one(tmp_path: Path) -> None:
+    mp.start_processes(_process, (str(tmp_path / "file"), str(tmp_path)), nprocs=2, start_method="spawn")
+    alone = EmbeddingMetricsDDP(**ARGUMENTS)
+    part = _part(0, 1)
+    alone.setup(7)
+    alone.update_data(part)
+    alone.sync()  # there is nobody else
+    expected = alone.compute_metrics()
+    for rank in (0, 1):
+        found, paths = torch.load(tmp_path / str(rank), weights_only=False)
+        assert found == expected
+        assert paths == part["paths"]

@@ -22,6 +22,7 @@ from oml.functional.verification import fnmr_at_fmr
 #: metric -> k (or false match rate, or share of variance) -> value
 TMetricsDict = dict[str, dict[int | float, Tensor]]
 
+_NUMBERS = 2**22  # of float64 distances at a time: 32 MiB
 _Vector = Any  # a tensor, an array or a list of one entry per item; numpy is not loaded for its name
 
 
@@ -167,6 +168,9 @@ def calc_mask_to_ignore(is_query: _Vector, is_gallery: _Vector) -> Bool[Tensor, 
 def calc_distance_matrix(embeddings: _Vector, is_query: _Vector, is_gallery: _Vector) -> Float[Tensor, "query gallery"]:
     """L2 distances of all queries and galleries, in the order of the items.
 
+    As in :func:`oml.functional.search.exact_search` they are evaluated in float64 and rounded to the inputs' dtype
+    (float32 for half precision), so that what is equally far stays so.
+
     Args:
         embeddings: Of all items, (item, dim).
         is_query, is_gallery: Of all items; vectors of bools (or 0 and 1).
@@ -176,10 +180,10 @@ def calc_distance_matrix(embeddings: _Vector, is_query: _Vector, is_gallery: _Ve
         tensor([[3., 7.]])
     """
     embeddings, is_query, is_gallery = _of_items("calc_distance_matrix", embeddings, is_query, is_gallery)
-    queries = embeddings[is_query.bool()]
-    # the same tensor twice is half the work
-    same = torch.equal(is_query.bool(), is_gallery.bool())
-    return pairwise_dist(queries, queries if same else embeddings[is_gallery.bool()])
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    queries, galleries = (embeddings[role.bool()].double() for role in (is_query, is_gallery))
+    parts = queries.split(max(1, _NUMBERS // max(1, len(galleries))))
+    return torch.cat([pairwise_dist(part, galleries).to(dtype) for part in parts])
 
 
 def apply_mask_to_ignore(

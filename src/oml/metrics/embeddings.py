@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oml.const import (
     EMBEDDINGS_KEY,
+    INDEX_KEY,
     IS_GALLERY_KEY,
     IS_QUERY_KEY,
     LABELS_KEY,
@@ -22,12 +23,13 @@ from oml.const import (
     Y1_KEY,
     Y2_KEY,
 )
-from oml.functional.distances import elementwise_dist, pairwise_dist
-from oml.functional.metrics import TMetricsDict, reduce_metrics
+from oml.functional.distances import elementwise_dist
+from oml.functional.metrics import TMetricsDict, calc_distance_matrix, reduce_metrics
+from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranks import relevant_ranks
 from oml.functional.statistics import Interval, bootstrap_interval
 from oml.functional.topology import pcf
-from oml.interfaces.metrics import IMetricVisualisable
+from oml.interfaces.metrics import IMetricDDP, IMetricVisualisable
 from oml.metrics.accumulation import Accumulator
 from oml.metrics.categories import positions_by_category
 from oml.metrics.per_query import ranking_metrics
@@ -41,6 +43,20 @@ TMetricsDict_ByLabels = dict[str | int, TMetricsDict]
 
 _LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
 _NOT_BY_QUERY = ("fnmr@fmr", "pcf")
+
+
+def validate_dataset(
+    mask_gt: Bool[Tensor, "query gallery"], mask_to_ignore: Bool[Tensor, "query gallery"] | None = None
+) -> None:
+    """Every query must have a right gallery that is not to be ignored.
+
+    Raises:
+        NothingToFindError: some have none.
+
+    Example:
+        >>> validate_dataset(torch.tensor([[False, True]]))
+    """
+    rows_to_evaluate((mask_gt if mask_to_ignore is None else mask_gt & ~mask_to_ignore).sum(dim=1))
 
 
 class EmbeddingMetrics(IMetricVisualisable):
@@ -69,6 +85,8 @@ class EmbeddingMetrics(IMetricVisualisable):
             leave them out of all metrics, with a warning.
         sequence_key: entry with the number of the sequence that each item is from, -1 for none: a query does not
             retrieve items of its own sequence.
+        index_key: entry with the position of each item in the data set, if items may come more than once or in any
+            order, as from several processes: each counts once, in the order of the data set.
 
     Attributes:
         metrics: the numbers, ``{"OVERALL": {"cmc": {1: tensor(0.9)}, ...}, ...}``.
@@ -103,6 +121,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         map_divide_by: Literal["found", "min(k, n)", "n"] = "found",
         on_missing: Literal["raise", "ignore"] = "raise",
         sequence_key: str | None = None,
+        index_key: str | None = None,
     ) -> None:
         top_k = {
             "cmc": cmc_top_k,
@@ -140,9 +159,10 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.map_divide_by: Literal["found", "min(k, n)", "n"] = map_divide_by
         self.on_missing: Literal["raise", "ignore"] = on_missing
         self.sequence_key = sequence_key
+        self.index_key = index_key
 
         keys = [embeddings_key, labels_key, is_query_key, is_gallery_key, *self.extra_keys]
-        keys += [key for key in (categories_key, sequence_key) if key is not None]
+        keys += [key for key in (categories_key, sequence_key, index_key) if key is not None]
         self.acc = Accumulator(dict.fromkeys(keys))
         self.results: RetrievalResults | None = None
         self.metrics: TMetricsDict_ByLabels = {}
@@ -173,6 +193,8 @@ class EmbeddingMetrics(IMetricVisualisable):
                 f"EmbeddingMetrics needs all {self.acc.num_samples} items that setup() was told of, "
                 f"{self.acc.collected_samples} came."
             )
+        if self.index_key is not None:
+            self.acc = _once_each(self.acc, self.index_key)
         embeddings = self._stored(self.embeddings_key)
         widest = max([k for ks in self.top_k.values() for k in ks], default=1)
         is_query = self._stored(self.is_query_key).bool()
@@ -248,7 +270,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         Dense: computed when asked for, in memory for all pairs. Nothing else here needs it.
         """
         pairs = self._all_pairs()
-        return pairwise_dist(pairs["queries"], pairs["galleries"]).masked_fill(_same_item(pairs), torch.inf)
+        points = torch.cat([pairs["queries"], pairs["galleries"]])
+        is_query = torch.arange(len(points)) < len(pairs["queries"])
+        return calc_distance_matrix(points, is_query, ~is_query).masked_fill(_same_item(pairs), torch.inf)
 
     @property
     def mask_gt(self) -> Bool[Tensor, "query gallery"]:
@@ -403,3 +427,41 @@ class EmbeddingMetrics(IMetricVisualisable):
 
 def _same_item(pairs: Mapping[str, Tensor]) -> Tensor:
     return pairs["query_items"][:, None] == pairs["gallery_items"]
+
+
+def _once_each(acc: Accumulator, index_key: str) -> Accumulator:
+    """The items in the order of their indices, each once."""
+    index, order = torch.as_tensor(acc.storage[index_key]).sort(stable=True)
+    rows = order[torch.cat([torch.ones_like(index[:1], dtype=torch.bool), index[1:] != index[:-1]])]
+    if torch.equal(rows, torch.arange(acc.collected_samples)):
+        return acc
+    once = Accumulator(acc.keys_to_accumulate)
+    once.refresh(len(rows))
+    taken = rows.tolist()
+    once.update_data(
+        {
+            key: [values[i] for i in taken] if isinstance(values, list) else values[rows.numpy()]
+            for key, values in acc.storage.items()
+        }
+    )
+    return once
+
+
+class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
+    """The same metrics of what several processes saw: call :meth:`sync` in each, then ``compute_metrics``.
+
+    Samplers that share a data set out give some items to two processes, so that all get as many. Here each item counts
+    once, by its ``index_key``, and they are put in the order of the data set: the metrics are those of one process, bit
+    for bit.
+
+    Args:
+        args, kwargs: those of :class:`EmbeddingMetrics`.
+        index_key: entry with the position of each item in the data set.
+    """
+
+    def __init__(self, *args: Any, index_key: str = INDEX_KEY, **kwargs: Any) -> None:
+        super().__init__(*args, index_key=index_key, **kwargs)
+
+    def sync(self) -> None:
+        """Bring together the items of all processes. Each must call it once an epoch, when all its items have come."""
+        self.acc = self.acc.sync()
