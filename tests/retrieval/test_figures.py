@@ -12,7 +12,7 @@ from PIL import Image
 
 from oml.const import BLUE, GRAY, GREEN, RED
 from oml.retrieval import RetrievalResults
-from oml.retrieval.figures import draw_queries
+from oml.retrieval.figures import draw_distances, draw_queries
 
 EVERYONE = torch.ones(5, dtype=torch.bool)
 
@@ -128,3 +128,31 @@ def test_bad_arguments(results: RetrievalResults, paths: list[Path]) -> None:
     paths[1].unlink()
     with pytest.raises(FileNotFoundError, match=r"1\.png"):
         draw_queries(results, paths, [0], n_instances=1)
+
+
+def test_distances_share_bins_and_have_an_area_of_one() -> None:
+    right, wrong = torch.tensor([0.0, 1.0, 1.0, 2.0]), torch.tensor([2.0, 4.0])
+    (axes,) = draw_distances(right, wrong, n_bins=4, title="pairs").axes
+    polygons = [patch.get_path().vertices for patch in axes.patches]
+    edges = [sorted(set(vertices[:, 0].tolist())) for vertices in polygons]
+    assert edges[0] == edges[1] == [0, 1, 2, 3, 4]
+    assert [vertices[:, 1].max() for vertices in polygons] == [0.5, 0.5]  # two of four, and one of two
+    assert [patch.get_facecolor()[:3] for patch in axes.patches] == [to_rgb(np.array(c) / 255) for c in (GREEN, RED)]
+    assert [line.get_xdata()[0] for line in axes.lines] == [1, 2]  # the lower of two in the middle
+    assert (axes.get_title(), axes.get_xlabel()) == ("pairs", "distance")
+
+
+def test_distances_all_equal_are_drawn() -> None:
+    draw_distances(torch.zeros(3), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "text"),
+    [
+        (torch.empty(0), torch.ones(1), "of right pairs, got 0"),
+        (torch.ones(2), torch.tensor([1.0, torch.inf]), "of wrong pairs, got 2, of which 1 are finite"),
+    ],
+)
+def test_distances_that_cannot_be_drawn(right: torch.Tensor, wrong: torch.Tensor, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        draw_distances(right, wrong)

@@ -1,15 +1,19 @@
 import inspect
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from oml.datasets.base import DatasetQueryGallery
 from oml.retrieval import NothingToFindError, RetrievalResults
 
 FIELDS = ["query_ids", "query_labels", "gallery_ids", "gallery_labels", "retrieved_ids", "distances"]
@@ -210,6 +214,119 @@ def test_parts_merge_to_the_whole(n_parts: int, roles: str, seed: int) -> None:
     assert_equal(RetrievalResults.merge(parts[::-1]), whole)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    n_parts=st.integers(1, 4),
+    roles=st.sampled_from(["shared", "separate", "mixed"]),
+    top_k=st.integers(1, 18),
+    n_sequences=st.integers(0, 4),
+    on_missing=st.sampled_from(["ignore", "keep"]),
+    seed=st.integers(0, 999),
+)
+def test_parts_of_the_gallery_merge_to_the_whole(
+    n_parts: int, roles: str, top_k: int, n_sequences: int, on_missing: Any, seed: int
+) -> None:
+    data, generator = problem(16, 4, roles, seed), torch.Generator().manual_seed(seed)
+    if n_sequences:
+        data["sequences"] = torch.randint(n_sequences, (16,), generator=generator) - 1
+    part_of = torch.randint(n_parts, (16,), generator=generator)
+    galleries = [data["is_gallery"] & (part_of == part) for part in range(n_parts)]
+    galleries = [gallery for gallery in galleries if gallery.any()]
+    if not data["is_query"].any() or not galleries:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of queries left out
+        try:
+            whole = RetrievalResults.from_embeddings(**data, top_k=top_k, on_missing=on_missing)
+        except NothingToFindError:  # in no query, so that even ignoring does not help
+            return
+        # each part knows only its own embeddings, in any order, and where they are in the data set
+        parts = []
+        for gallery in galleries:
+            ids = (data["is_query"] | gallery).nonzero().squeeze(1)
+            ids = ids[torch.randperm(len(ids), generator=generator)]
+            own = {name: values[ids] for name, values in (data | {"is_gallery": gallery}).items()}
+            parts.append(RetrievalResults.from_embeddings(**own, ids=ids, top_k=top_k, on_missing="keep"))
+        for order in (parts, parts[::-1]):
+            merged = RetrievalResults.merge(order, top_k=top_k, on_missing=on_missing)
+            assert_equal(merged, whole)
+            assert (merged.query_sequences is None) == (n_sequences == 0)
+        halves = RetrievalResults.merge(parts[:2], on_missing="keep"), *parts[2:]
+        assert_equal(RetrievalResults.merge(halves, top_k=top_k, on_missing=on_missing), whole)
+
+
+def test_as_many_ranks_are_merged_as_are_sure() -> None:
+    x, labels = torch.arange(12.0)[:, None], torch.zeros(12, dtype=torch.int64)
+    is_query, gallery = torch.arange(12) < 2, torch.arange(12) >= 2
+    parts = [
+        RetrievalResults.from_embeddings(x, labels, is_query, gallery & of_part, top_k=top_k)
+        for of_part, top_k in ((torch.arange(12) < 5, 3), (torch.arange(12) >= 5, 4))
+    ]  # the first lists its whole gallery, the second 4 of 7
+    assert RetrievalResults.merge(parts).retrieved_ids.tolist() == [[2, 3, 4, 5]] * 2
+    assert RetrievalResults.merge(parts, top_k=2).retrieved_ids.tolist() == [[2, 3]] * 2
+    with pytest.raises(ValueError, match="hold 4 sure ranks, top_k=5 were asked for"):
+        RetrievalResults.merge(parts, top_k=5)
+    with pytest.raises(ValueError, match=r"hold 3 galleries twice, such as \[2, 3, 4\]"):
+        RetrievalResults.merge([parts[0], RetrievalResults.from_embeddings(x, labels, is_query, gallery, top_k=3)])
+    of_queries = [
+        RetrievalResults.from_embeddings(x, labels, is_query & (labels + torch.arange(12) == q), gallery, top_k=3)
+        for q in (0, 1)
+    ]
+    assert RetrievalResults.merge(of_queries, top_k=1).retrieved_ids.tolist() == [[2], [2]]
+    with pytest.raises(ValueError, match=r"got \[3\] ranks and top_k=4"):
+        RetrievalResults.merge(of_queries, top_k=4)
+
+
+def test_queries_with_nothing_to_find_in_the_whole_gallery_are_found_out_when_it_is_merged() -> None:
+    x, labels, first = torch.arange(6.0)[:, None], torch.tensor([0, 1, 2, 0, 1, 3]), torch.arange(6) < 3
+    halves = [
+        RetrievalResults.from_embeddings(
+            x, labels, first, ~first & of_half, top_k=2, on_missing="keep", ids=torch.arange(6) + 10
+        )
+        for of_half in (torch.arange(6) == 3, torch.arange(6) > 3)
+    ]
+    assert [half.n_relevant.tolist() for half in halves] == [[1, 0, 0], [0, 1, 0]]
+    with pytest.raises(NothingToFindError, match=r"1 of 3 queries .* rows \[12\], with labels \[2\]"):
+        RetrievalResults.merge(halves)
+    with pytest.warns(UserWarning, match=r"1 of 3 queries .* They are left out"):
+        merged = RetrievalResults.merge(halves, on_missing="ignore")
+    assert merged.query_ids.tolist() == [10, 11]
+    assert RetrievalResults.merge(halves, on_missing="keep").n_relevant.tolist() == [1, 1, 0]
+
+
+def test_equal_distances_rank_by_position() -> None:
+    everyone = torch.ones(6, dtype=torch.bool)
+    results = RetrievalResults.from_embeddings(torch.ones(6, 2), torch.zeros(6).long(), everyone, everyone, top_k=9)
+    assert results.retrieved_ids.tolist() == [[*(g for g in range(6) if g != q), -1] for q in range(6)]
+    assert results.distances[:, :5].eq(0).all()
+
+
+def test_results_of_a_data_set(tmp_path: Path) -> None:
+    for item in range(5):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{item}.png")
+    table = pd.DataFrame(
+        {
+            "label": [7, 7, 3, 7, 3],
+            "path": [f"{item}.png" for item in range(5)],
+            "split": "validation",
+            "is_query": [True, False, True, True, False],
+            "is_gallery": [True, True, False, True, True],
+            "sequence": ["a", "a", None, "b", "b"],
+        },
+        index=[9, 8, 7, 6, 5],  # positions count, not names of rows
+    )
+    x = torch.arange(5.0)[:, None]
+    results = RetrievalResults.from_dataset(x, DatasetQueryGallery(table, dataset_root=tmp_path), top_k=3)
+    assert results.query_ids.tolist() == [0, 2, 3]
+    assert results.retrieved_ids.tolist() == [[3, 4, -1], [1, 3, 0], [1, 0, -1]]
+    assert results.n_relevant.tolist() == [1, 1, 2]
+    without = DatasetQueryGallery(table.drop(columns="sequence"), dataset_root=tmp_path)
+    results = RetrievalResults.from_dataset(x, without, top_k=3)
+    assert results.retrieved_ids.tolist() == [[1, 3, 4], [1, 3, 0], [4, 1, 0]]
+    assert results.query_sequences is None
+    assert results.query_labels.tolist() == [7, 3, 7]
+
+
 def test_what_does_not_belong_together_is_not_merged() -> None:
     everyone = torch.ones(6, dtype=torch.bool)
     x, labels, first = torch.rand(6, 2), torch.arange(6) // 3, torch.arange(6) < 3
@@ -295,6 +412,22 @@ def test_bad_parts_are_refused() -> None:
         ({"retrieved_ids": torch.ones(2, 1), "distances": torch.ones(2, 1)}, "of 3 queries, got"),
         ({"retrieved_ids": torch.tensor([[1], [7], [-2]])}, r"in 2 rows, such as \[7\] in row 1"),
         ({"retrieved_ids": torch.tensor([[1], [1], [0]])}, r"not the query's own .* such as \[1\] in row 1"),
+        ({"query_ids": ids - 1}, "positions in the data set as ids, got -1"),
+        ({"gallery_ids": torch.tensor([0, 1, 1])}, "each query and each gallery once"),
+        ({"gallery_labels": labels + 1}, r"one label per item, got others .* for 3 items, such as \[0, 1, 2\]"),
+        (
+            {"retrieved_ids": ids[:, None].expand(3, 2).flip(0) % 2, "distances": torch.tensor([[2.0, 1.0]] * 3)},
+            "not the query's own",
+        ),
+        (
+            {"retrieved_ids": torch.tensor([[1, 2], [0, 2], [0, 1]]), "distances": torch.tensor([[2.0, 1.0]] * 3)},
+            r"in ascending order, got others in 3 rows, such as \[2.0, 1.0\] in row 0",
+        ),
+        ({"distances": torch.tensor([[1.0], [math.nan], [math.inf]])}, r"others in 1 rows, such as \[nan\] in row 1"),
+        (
+            {"retrieved_ids": torch.tensor([[1, 1], [0, 2], [0, 1]]), "distances": torch.ones(3, 2)},
+            r"at most once per query, got some twice in 1 rows, such as \[1, 1\] in row 0",
+        ),
         ({"query_sequences": ids}, r"or none at all, got \[3\] for 3 queries"),
         (
             {"query_sequences": torch.tensor([8, 8, -1]), "gallery_sequences": torch.tensor([8, 8, -1])},
