@@ -214,7 +214,7 @@ def test_parts_merge_to_the_whole(n_parts: int, roles: str, seed: int) -> None:
     assert_equal(RetrievalResults.merge(parts[::-1]), whole)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(
     n_parts=st.integers(1, 4),
     roles=st.sampled_from(["shared", "separate", "mixed"]),

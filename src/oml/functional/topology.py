@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_ROWS = 512  # are centred in float64 at a time
 _ROUNDING = 1e-6  # of shares of the variance, if embeddings are float32
 
 
@@ -33,14 +34,21 @@ def pcf(embeddings: Float[Tensor, "item dim"], variances: Sequence[float | int])
         raise ValueError(f"pcf needs embeddings (item, dim) of at least one item, got {tuple(embeddings.shape)}.")
     if len(variances) == 0 or not all(0 <= variance <= 1 for variance in variances):
         raise ValueError(f"pcf needs one or more variances in [0, 1], got {list(variances)}.")
-    x = embeddings.detach().double()
-    if not (finite := x.isfinite().all(dim=1)).all():
-        bad = (~finite).nonzero().squeeze(1)
+    x = embeddings.detach()
+    mean = torch.stack([part.double().sum(dim=0) for part in x.split(_ROWS)]).sum(dim=0) / len(x)
+    if not mean.isfinite().all():
+        bad = (~x.isfinite().all(dim=1)).nonzero().squeeze(1)
         raise ValueError(f"pcf needs finite embeddings, got NaN or inf in {len(bad)} rows, such as {bad[:5].tolist()}.")
-    rounding = x.abs().amax() * 4 * torch.finfo(x.dtype).eps
-    x = x - x.mean(dim=0)
+    rounding = x.abs().amax().double() * 4 * torch.finfo(mean.dtype).eps
     # The eigenvalues of the smaller of both Gram matrices are the variances along the components.
-    gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
+    if len(x) > x.shape[1]:
+        gram = mean.new_zeros(x.shape[1], x.shape[1])
+        for part in x.split(_ROWS):
+            centred = part.double() - mean
+            gram.addmm_(centred.T, centred)
+    else:
+        centred = x.double() - mean
+        gram = centred @ centred.T
     explained = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).cumsum(dim=0)
     all_the_same = explained[-1] <= x.numel() * rounding**2
     explained = torch.where(all_the_same, 1, explained / explained[-1])

@@ -148,5 +148,6 @@ def draw_distances(
         )
         axes.axvline(median, color=shade, linestyle="--")
     axes.set(xlabel="distance", ylabel="density", title=title)
-    axes.legend()
+    axes.margins(y=0.2)  # room for the legend
+    axes.legend(loc="upper left")
     return figure
