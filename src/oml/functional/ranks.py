@@ -1,20 +1,20 @@
 """Where the relevant items stand in the ranking of a whole gallery, without ranking it."""
 
 from collections.abc import Callable, Iterator
-from threading import Lock
+from threading import Lock, local
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, measured, near_rows, nearness_within
+from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, measured, nearness_within
 from oml.functional.ranking import Hits
 
 _BYTES_OF_A_HIT = 128  # what is known about a relevant item while blocks go by, and while they are sorted
 _BYTES_OF_A_PAIR = 64  # of a block, for each thread
-_NEAR_PAIRS = 2**18  # are placed at a time
-_MEASURED_SHARE = 64  # measuring one in so many pairs of a block takes as long as their product in float64
+_PAIRS = 2**18  # that are placed at a time
+_MEASURED_SHARE = 24  # measuring one in so many pairs of a block takes as long as their product in float64
 
 
 @torch.no_grad()
@@ -146,31 +146,30 @@ class _Counts:
         # what does not reach its query's farthest pair comes after all; rows that fill up a block have no pairs
         farthest = self._reach[(self._ends - 1).clamp(min=0)]
         self._limits = F.pad(farthest.masked_fill(self._n_pairs == 0, torch.inf), (0, side), value=torch.inf)
+        self._n_pairs_in_blocks = F.pad(self._n_pairs, (0, side))
         self._most_pairs = int(self._n_pairs.amax())
         self._counts = torch.zeros_like(query)
-        self._lock = Lock()
+        self._lock, self._of_thread, self._side = Lock(), local(), side
 
     def add(self, nearness: Float[Tensor, "query gallery"], first_query: int, first_gallery: int) -> None:
         """Count the galleries of a block; those that must not be counted are infinitely far."""
         limits = self._limits[first_query : first_query + len(nearness)]
-        rows = (nearness.amax(dim=1) >= limits).nonzero().squeeze(1)
-        if len(rows) == 0:
+        if not (nearness.amax(dim=1) >= limits).any():
             return
-        near = _take_rows(nearness, rows)
-        n_near = torch.ge(near, limits[rows, None], out=torch.empty_like(near)).sum(dim=1)
+        is_near = torch.ge(nearness, limits[:, None], out=self._scratch(nearness, 0))
+        n_near = is_near.sum(dim=1)
         # placing a near gallery takes as long as comparing a row with some four relevant items
-        n_pairs = self._n_pairs[rows + first_query]
-        n_passes, order = torch.where(n_near > 4 * n_pairs, n_pairs, 0).sort(descending=True)
-        rows, near = rows[order], near[order]
-        query, limits = rows + first_query, limits[rows]
-        n = int((n_passes > 0).sum())
-        if n > 0:
-            self._count_in_passes(near[:n], query[:n], n_passes[:n], first_gallery)
-        step = max(1, _NEAR_PAIRS // near.shape[1])
-        for start in range(n, len(near), step):
-            some = near[start : start + step]
-            row, column = (some >= limits[start : start + step, None]).nonzero().unbind(1)
-            self._count_at_places(query[start + row], first_gallery + column, some[row, column], some.numel())
+        n_pairs = self._n_pairs_in_blocks[first_query : first_query + len(nearness)]
+        n_passes, rows = torch.where(n_near > 4 * n_pairs, n_pairs, 0).sort(descending=True)
+        if n := int((n_passes > 0).sum()):
+            torch.ge(nearness, limits.index_fill(0, rows[:n], torch.inf)[:, None], out=is_near)
+        row, column = _ones(is_near)
+        for start in range(0, len(row), _PAIRS):
+            r, c = row[start : start + _PAIRS], column[start : start + _PAIRS]
+            self._count_at_places(first_query + r, first_gallery + c, nearness[r, c], nearness.numel())
+        if n:
+            near = _take_rows(nearness, rows[:n], self._scratch(nearness, 1))
+            self._count_in_passes(near, first_query + rows[:n], n_passes[:n], first_gallery)
 
     def hits(self) -> Hits:
         up_to = self._counts.cumsum(0)
@@ -184,11 +183,12 @@ class _Counts:
         """Compare whole rows with their first relevant items, then the second ones, and so on."""
         slack = self._gallery_slack[first_gallery : first_gallery + near.shape[1]].amax() + self._query_slack[query]
         slack *= 1 + 8 * torch.finfo(near.dtype).eps
-        compared, unsure = torch.empty_like(near), torch.zeros_like(near)
+        compared, unsure = (self._scratch(near, i) for i in (0, 2))
+        unsure.zero_()
         n_before = near.new_zeros(len(near))
-        most = torch.arange(int(n_passes[0]), device=near.device)
-        for i, n in enumerate((n_passes > most[:, None]).sum(dim=1).tolist()):
-            place = self._starts[query[:n]] + i
+        passes = torch.arange(int(n_passes[0]), device=near.device)
+        for i, n in enumerate((n_passes > passes[:, None]).sum(dim=1).tolist()):
+            place = self._starts.index_select(0, query[:n]) + i
             torch.ge(near[:n], self._reach[place, None], out=compared[:n])
             unsure[:n] += compared[:n]
             n_reach = compared[:n].sum(dim=1)
@@ -196,10 +196,17 @@ class _Counts:
             n_before = n_reach
             torch.gt(near[:n], (self._inside[place] + slack[:n])[:, None], out=compared[:n])
             unsure[:n] -= compared[:n]
-        row, column = near_rows(unsure, torch.full_like(slack, 0.5))
+        row, column = _ones(unsure)
         query, gallery, value = query[row], first_gallery + column, near[row, column]
         self._count(self._first_reached(query, value), -1)
         self._count_at_places(query, gallery, value, near.numel())
+
+    def _scratch(self, like: Tensor, number: int) -> Tensor:
+        """One of the matrices, of the shape and layout of ``like``, that each thread overwrites again and again."""
+        if not hasattr(self._of_thread, "numbers"):
+            self._of_thread.numbers = like.new_empty(3, self._side**2)
+        numbers = self._of_thread.numbers[number, : like.numel()]
+        return numbers.view(like.shape) if like.stride(1) == 1 else numbers.view(like.T.shape).T
 
     def _count_at_places(self, query: Tensor, gallery: Tensor, nearness: Tensor, n_seen: int) -> None:
         slack = self._query_slack[query] + self._gallery_slack[gallery]
@@ -248,11 +255,24 @@ class _Counts:
             self._counts.index_add_(0, places, values)
 
 
-def _take_rows(matrix: Tensor, rows: Tensor) -> Tensor:
-    """The rows, in one piece of memory, of a matrix that may be transposed."""
+def _take_rows(matrix: Tensor, rows: Int[Tensor, " row"], buffer: Tensor) -> Float[Tensor, "row column"]:
+    """The rows of a matrix that may be transposed, in its layout, written to a buffer of as many numbers."""
     if matrix.stride(1) == 1:
-        return matrix.index_select(0, rows)
-    return matrix.T.index_select(1, rows).T.contiguous()
+        return torch.index_select(matrix, 0, rows, out=buffer[: len(rows)])
+    numbers = buffer.T.view(-1)[: len(rows) * matrix.shape[1]].view(-1, len(rows))
+    return torch.index_select(matrix.T, 1, rows, out=numbers).T
+
+
+def _ones(mask: Float[Tensor, "row column"]) -> tuple[Int[Tensor, " hit"], Int[Tensor, " hit"]]:
+    """Rows and columns of the numbers that are not zero. It is quicker to look at two of them at a time."""
+    if mask.stride(1) != 1:
+        column, row = _ones(mask.T)
+        return row, column
+    two = mask.view(-1).view(torch.int64 if mask.dtype == torch.float32 else torch.complex128).nonzero().squeeze(1)
+    hit, place = mask.view(-1, 2).index_select(0, two).nonzero().unbind(1)
+    number = two.index_select(0, hit).mul_(2).add_(place)
+    row = number // mask.shape[1]
+    return row, number.sub_(row * mask.shape[1])
 
 
 def _nearness_inside(distances: Float[Tensor, " pair"], dim: int) -> Float[Tensor, " pair"]:
