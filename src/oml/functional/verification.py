@@ -1,12 +1,28 @@
 """Verification: how well a threshold on the distance tells pairs of one label from pairs of two, over all pairs."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from threading import Lock, local
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, measured, nearness_within
+
+_BITS = 13  # of the mantissa that tell bins of squared distances apart: a bin is at most 1 / 8192 of its value wide
+_SQUARES = 48  # blocks of the sample, each of rows and columns of its own, so that they tell the error of their mean
+_FEW_PAIRS = 2**18  # so many are all measured
+_MEASURED = 2**-7  # the share of the pairs that may be measured: this takes as long as a pass over all of them
+_AREA_ERROR = 1e-3  # a larger one of roc_auc, as proven, is told of
+_N_AT_ONCE = 64  # blocks whose finds are put together before others are looked at
+
+_NUMBERS_AT_ONCE = 4096  # labels or items whose blocks are looked for together
+
+#: how many distances lie below a range, and the ascending distinct ones in it with how often each occurs
+_Finds = tuple[Tensor, Tensor, Tensor]
 
 
 class _Counted(NamedTuple):
@@ -153,6 +169,180 @@ def roc_auc(
     return _share(value, positive_distances)
 
 
+class DistanceHistograms(NamedTuple):
+    """How many pairs of one label (``positives``) and of two have distances between neighbouring ``edges``.
+
+    Example:
+        >>> queries, galleries = torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0], [4.0]])
+        >>> found = distance_histograms(queries, galleries, torch.tensor([7]), torch.tensor([7, 8, 8]), n_bins=3)
+        >>> found.positives.tolist(), found.negatives.tolist()
+        ([1, 0, 0], [0, 0, 2])
+    """
+
+    edges: Float[Tensor, " edge"]
+    positives: Int[Tensor, " bin"]
+    negatives: Int[Tensor, " bin"]
+
+
+@torch.no_grad()
+def verification_metrics(
+    queries: Float[Tensor, "query dim"],
+    galleries: Float[Tensor, "gallery dim"],
+    query_labels: Int[Tensor, " query"],
+    gallery_labels: Int[Tensor, " gallery"],
+    *,
+    fmr_vals: Sequence[float | int] = (),
+    far_vals: Sequence[float | int] = (),
+    eer: bool = False,
+    roc_auc: bool = False,
+    query_items: Int[Tensor, " query"] | None = None,
+    gallery_items: Int[Tensor, " gallery"] | None = None,
+    memory_budget: int = 512 * 2**20,
+) -> dict[str, dict[float | int, Tensor] | Tensor]:
+    """:func:`fnmr_at_fmr`, :func:`tar_at_far`, :func:`eer` and :func:`roc_auc` of all pairs of a query and a gallery.
+
+    The pairs are pooled, not averaged per query, and those of equal items are left out. A distance is L2, evaluated in
+    float64 and rounded to the inputs' dtype, as :func:`oml.functional.search.exact_search` gives it. The values of
+    the first three are exactly those of the lists of all distances, although no list is made. ``roc_auc`` is exact if
+    at most 1 pair in 128 (or 262 144) has a distance at which positives and negatives both occur. Otherwise it counts
+    pairs in bins of distances, 6e-5 of the distance wide; its error is proven to be below 0.001, or a warning tells how
+    large it may be, which happens if very many pairs are as far as others. It is much smaller in practice.
+
+    How: a few blocks of random queries and galleries tell between which distances a threshold lies, up to the error
+    which their differences let expect. One pass over the products of all pairs, in blocks, counts those that are
+    certainly nearer, and measures those between, or that the bounds of the products leave open. If the threshold is
+    not among them, or too many were to be measured, a pass counts all pairs in bins, and another one measures. The
+    random numbers come from a generator of their own, and no bit of the result depends on them, on the budget or the
+    threads. If ``galleries is queries``, with the same labels and items, half of the products are enough. Time grows
+    with the pairs that lie at a threshold: where a large share of all the pairs has one distance, such as that of a
+    collapsed model, all these are measured. Gradients do not flow.
+
+    Args:
+        queries: What to compare.
+        galleries: With what, on the same device.
+        query_labels, gallery_labels: Theirs; a pair of one label is positive.
+        fmr_vals: Of ``fnmr@fmr``, in [0, 1].
+        far_vals: Of ``tar@far``, in [0, 1].
+        eer: Whether to give the equal error rate.
+        roc_auc: Whether to give the area under the ROC curve. This takes one or two passes more.
+        query_items: Numbers of the queries' items. Pairs of the same number do not count: give positions in the data
+            set so that an item is not compared with itself, or sequence numbers so that it is not with a near copy.
+        gallery_items: Numbers of the galleries' items, if and only if ``query_items`` are given.
+        memory_budget: Bytes to use beyond inputs and outputs, besides a few numbers per query and gallery. Blocks of
+            32 x 32 pairs and the bins (about 1 MB a thread) are always allowed.
+
+    Returns:
+        ``{"fnmr@fmr": {fmr: value}, "tar@far": {far: value}, "eer": value, "roc_auc": value}``, as far as asked for;
+        the values are float32 tensors without dimensions.
+
+    Raises:
+        ValueError: Nothing to compute, shares outside [0, 1]; no pairs of one label or none of two; wrong shapes,
+            devices or budget; embeddings that are not finite or too large to be squared.
+
+    Example:
+        >>> points, labels, items = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1]), torch.arange(3)
+        >>> verification_metrics(
+        ...     points, points, labels, labels, fmr_vals=[0.1], eer=True, query_items=items, gallery_items=items
+        ... )
+        {'fnmr@fmr': {0.1: tensor(0.)}, 'eer': tensor(0.)}
+    """
+    owner = "verification_metrics"
+    for name, values in (("fmr_vals", fmr_vals), ("far_vals", far_vals)):
+        if len(values):
+            _check_shares(owner, name, values)
+    if not (len(fmr_vals) or len(far_vals) or eer or roc_auc):
+        raise ValueError(f"{owner} needs something to compute: fmr_vals, far_vals, eer or roc_auc.")
+    pairs = _Pairs(owner, queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
+    n_positives, n_negatives = pairs.n_positives, pairs.n_negatives
+    few = n_positives + n_negatives <= _FEW_PAIRS
+    by_bins = (eer or roc_auc) and not few
+    positive_bins = pairs.binned(positive=True) if by_bins else None
+    negative_bins = pairs.binned(positive=False) if by_bins and roc_auc else None
+
+    quantiles = [_quantile_ranks(n_negatives, fmr) for fmr in fmr_vals]
+    n_admitted = [_n_admitted(n_negatives, far) for far in far_vals]
+    ranks = [(low, high if part else low) for low, high, part in quantiles]
+    ranks += [(n, n) for n in n_admitted if n < n_negatives]
+    around, crossing = _around(pairs, ranks, few, eer, positive_bins, negative_bins)
+
+    # The thresholds are known; of the positives, those at the same distances have to be.
+    thresholds = [_quantile(near, n_negatives, fmr) for near, fmr in zip(around, fmr_vals, strict=False)]
+    ranges = [(near.rank(low), near.rank(high)) for near, (low, high) in zip(around, ranks, strict=True)]
+    firsts = iter(ranges[len(fmr_vals) :])  # the nearest negatives that are not admitted
+    thresholds += [next(firsts)[0] if n < n_negatives else math.inf for n in n_admitted]
+    near_positives = iter(pairs.counted(ranges, positive=True))
+    n_nearer = [n_positives if t == math.inf else next(near_positives).n_less(t) for t in thresholds]
+
+    def share(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=queries.device)
+
+    values: dict[str, dict[float | int, Tensor] | Tensor] = {}
+    if len(fmr_vals):
+        n_missed = [n_positives - n for n in n_nearer[: len(fmr_vals)]]
+        values["fnmr@fmr"] = {fmr: share(n / n_positives) for fmr, n in zip(fmr_vals, n_missed, strict=True)}
+    if len(far_vals):
+        found = n_nearer[len(fmr_vals) :]
+        values["tar@far"] = {far: share(n / n_positives) for far, n in zip(far_vals, found, strict=True)}
+    if eer:
+        values["eer"] = share(crossing)
+    if roc_auc:
+        values["roc_auc"] = share(_area_of_all(pairs, positive_bins, negative_bins))
+    return values
+
+
+@torch.no_grad()
+def distance_histograms(
+    queries: Float[Tensor, "query dim"],
+    galleries: Float[Tensor, "gallery dim"],
+    query_labels: Int[Tensor, " query"],
+    gallery_labels: Int[Tensor, " gallery"],
+    *,
+    n_bins: int = 100,
+    query_items: Int[Tensor, " query"] | None = None,
+    gallery_items: Int[Tensor, " gallery"] | None = None,
+    memory_budget: int = 512 * 2**20,
+) -> DistanceHistograms:
+    """Histograms of the L2 distances of all pairs of one label, and of two, in bounded memory.
+
+    All pairs are counted, those of equal items left out. The ``n_bins`` bins are equally wide and go from 0 to the
+    farthest pair. Distances are not measured but come from products of the inputs' dtype (float32 at least), so a pair
+    close to an edge may be counted in the bin beside it: squared distances are off by at most 1 / 8192 of their
+    value and ``2 * (dim + 16) * eps * (|q - c|^2 + |g - c|^2)``, where ``c`` is the middle of the galleries. For unit
+    vectors of 384 float32 numbers that is about 2e-4 of a distance near 1; distances below about 0.02 look like 0.
+
+    Args:
+        queries: What to compare.
+        galleries: With what, on the same device.
+        query_labels, gallery_labels: Theirs; a pair of one label is positive.
+        n_bins: How many bins, at least 1.
+        query_items: Numbers of the queries' items. Pairs of the same number do not count.
+        gallery_items: Numbers of the galleries' items, if and only if ``query_items`` are given.
+        memory_budget: Bytes to use beyond inputs, as for :func:`verification_metrics`.
+
+    Raises:
+        ValueError: ``n_bins`` below 1; no pairs of one label or none of two; wrong shapes, devices or budget;
+            embeddings that are not finite or too large to be squared.
+
+    Example:
+        >>> points, labels = torch.tensor([[0.0], [1.0], [4.0]]), torch.tensor([0, 0, 1])
+        >>> distance_histograms(points[:1], points[1:], labels[:1], labels[1:], n_bins=2).negatives
+        tensor([0, 1])
+    """
+    owner = "distance_histograms"
+    if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 1:
+        raise ValueError(f"{owner} needs n_bins >= 1 as an int, got {n_bins!r}.")
+    pairs = _Pairs(owner, queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
+    fine = torch.stack([pairs.binned(positive=positive) for positive in (True, False)])
+    edges = pairs.scale.edges
+    halves = (edges[1:] + edges[:-1] + pairs.slack) / 2
+    halves[0] = 0  # which holds the pairs that may be equal
+    distances = (2 * halves).sqrt()
+    farthest = (2 * (edges[int(fine.any(dim=0).nonzero()[-1]) + 1] + pairs.slack)).sqrt()
+    bins = (distances / farthest * n_bins).long().clamp_(max=n_bins - 1)
+    positives, negatives = fine.new_zeros(2, n_bins).index_add_(1, bins, fine)
+    return DistanceHistograms(torch.linspace(0, 1, n_bins + 1, device=edges.device) * farthest, positives, negatives)
+
+
 def _quantile_ranks(n: int, share: float | int) -> tuple[int, int, float]:
     """Between which ranks of ``n`` numbers a quantile lies, and how far from the first to the second."""
     place = float(share * (n - 1))
@@ -177,13 +367,15 @@ def _n_admitted(n: int, share: float | int) -> int:
 
 
 def _crossing(positives: _Counted, negatives: _Counted, n_positives: int, n_negatives: int) -> float:
-    """The share at which the polygon of error rates crosses the diagonal, which it must do in this range."""
+    """The share at which the polygon of error rates crosses the diagonal; NaN if it is not in this range."""
     values = torch.cat([positives.values, negatives.values]).unique()
     accepted = torch.stack([_cumulated(part, values, right=True) for part in (positives, negatives)]).double()
     before = accepted.new_tensor([[positives.n_below], [negatives.n_below]])
     accepted = torch.cat([before, accepted], dim=1)
     missed, matched = 1 - accepted[0] / n_positives, accepted[1] / n_negatives
     after = int((matched < missed).sum())
+    if not 0 < after < len(matched):
+        return math.nan
     m0, f0, m1, f1 = *(x[after - 1].item() for x in (missed, matched)), *(x[after].item() for x in (missed, matched))
     return f0 + (f1 - f0) * (m0 - f0) / ((f1 - f0) + (m0 - m1))
 
@@ -236,3 +428,447 @@ def _shares(counts: Sequence[int], distances: Float[Tensor, " pair"]) -> Float[T
 
 def _share(value: float, distances: Tensor) -> Float[Tensor, ""]:
     return torch.tensor(value, dtype=torch.float32, device=distances.device)
+
+
+class _Scale:
+    """Bins of half squared distances: floating-point numbers that agree in their first bits share one."""
+
+    def __init__(self, smallest: Float[Tensor, ""], largest: Float[Tensor, ""]) -> None:
+        info = torch.finfo(smallest.dtype)
+        self._integer = torch.int32 if info.bits == 32 else torch.int64
+        self._shift = round(-math.log2(info.eps)) - _BITS
+        first, last = ((x.reshape(1).view(self._integer) >> self._shift).item() for x in (smallest, largest))
+        self._first, self._n = int(first), int(last - first) + 1
+        bits = torch.arange(self._n + 1, dtype=self._integer, device=smallest.device).add_(self._first)
+        self.edges = bits.bitwise_left_shift_(self._shift).view(smallest.dtype).double()
+        self.edges[0] = 0
+
+    def counts(self, nearness: Float[Tensor, "query gallery"], scratch: Tensor) -> Int[Tensor, " bin"]:
+        """How many pairs each bin holds; those that are infinitely far are not counted."""
+        bins = torch.neg(nearness, out=scratch).clamp_(min=0).view(self._integer)  # the order of both is the same
+        bins.bitwise_right_shift_(self._shift).clamp_(self._first, self._first + self._n).sub_(self._first)
+        return torch.bincount(bins.view(-1), minlength=self._n + 1)[: self._n]
+
+
+class _Pairs:
+    """The allowed pairs of queries and galleries: the products of all of them go by in blocks."""
+
+    def __init__(
+        self,
+        owner: str,
+        queries: Tensor,
+        galleries: Tensor,
+        query_labels: Tensor,
+        gallery_labels: Tensor,
+        query_items: Tensor | None,
+        gallery_items: Tensor | None,
+        memory_budget: int,
+    ) -> None:
+        _check(
+            owner,
+            (queries, galleries),
+            {"labels": (query_labels, gallery_labels), "items": (query_items, gallery_items)},
+            memory_budget,
+        )
+        labels = _numbered(query_labels, gallery_labels)
+        items = _numbered(query_items, gallery_items) if query_items is not None and gallery_items is not None else None
+        keys = [labels] if items is None else [labels, items]
+        self._symmetric = galleries is queries and all(torch.equal(*key) for key in keys)
+        n_own = n_both = 0
+        if items is not None:
+            n_items = int(torch.cat(items).amax()) + 1
+            n_own = _n_equal(items)
+            n_both = _n_equal(_numbered(labels[0] * n_items + items[0], labels[1] * n_items + items[1]))
+        n_same = _n_equal(labels)
+        self.n_positives = n_same - n_both
+        self.n_negatives = len(queries) * len(galleries) - n_same - n_own + n_both
+        for name, n in (("positive", self.n_positives), ("negative", self.n_negatives)):
+            if n == 0:
+                raise ValueError(
+                    f"{owner} needs {name} pairs, got none among {len(queries)} queries and {len(galleries)} "
+                    f"galleries. {_WHY_NONE[name]}"
+                )
+
+        # Sorted by label, positive pairs are in few blocks.
+        orders = [key.sort(stable=True).indices for key in labels]
+        in_order = all(bool((order.diff() > 0).all()) for order in orders)
+        n_bytes = sum(x.numel() * x.element_size() for x in ([queries] if self._symmetric else [queries, galleries]))
+        if not in_order and n_bytes <= memory_budget // 4:
+            q, g = orders
+            queries, galleries = (queries[q], galleries[g]) if not self._symmetric else [queries[q]] * 2
+            labels, *rest = ((key[0][q], key[1][g]) for key in keys)
+            items = rest[0] if rest else None
+        self._vectors, self._labels, self._items = (queries, galleries), labels, items
+        self._dim = queries.shape[1]
+
+        rows = columns = BLOCK
+        n_threads = torch.get_num_threads() if queries.device.type == "cpu" else 1
+        while rows > GROUP and (40 * rows + 32 * self._dim) * rows * n_threads > memory_budget // 4:
+            rows = columns = rows // 2
+        rows, columns = (
+            min(n, -(-len(x) // GROUP) * GROUP) for n, x in zip((rows, columns), self._vectors, strict=True)
+        )
+        self._shape = rows, columns
+        self._blocks = PairBlocks(queries, galleries, shape=self._shape, memory_budget=memory_budget * 3 // 8)
+        self.dtype = self._blocks.dtype
+        self._measure_budget = memory_budget // 8
+        self._buffers = local()
+        slacks = self._blocks.query_slack, self._blocks.gallery_slack
+        self._row_slack, self._column_slack = (
+            torch.stack([part.amax() for part in slack.split(n)]).double()
+            for slack, n in zip(slacks, self._shape, strict=True)
+        )
+        #: by how much bounds are off, usually and at most
+        self.slack = float(sum(slack.median() for slack in slacks))
+        self.largest_slack = float(sum(slack.amax() for slack in slacks)) * 1.01
+        info = torch.finfo(self.dtype)
+        # half a squared distance is at most the sum of the squared norms, of which the slack is that part
+        self.farthest = self.largest_slack / ((self._dim + 16) * info.eps) * 1.01
+        low, high = (
+            torch.tensor(x, dtype=self.dtype, device=queries.device).clamp(min=info.tiny)
+            for x in (self.slack / 8, self.farthest)
+        )
+        self.scale = _Scale(low, high)
+        self._labels_meet = self._meetings(labels)
+        meet = self._labels_meet if items is None else self._labels_meet | self._meetings(items)
+        self._meet = meet.tolist()  # as it is looked up for each block
+
+    def binned(self, *, positive: bool) -> Int[Tensor, " bin"]:
+        """In which bins of the scale the lower bounds of half squared distances are."""
+        counts = torch.zeros(len(self.scale.edges) - 1, dtype=torch.int64, device=self._vectors[0].device)
+        lock = Lock()
+
+        def look(block: Block) -> None:
+            weight = self._allow(block, positive)
+            found = self.scale.counts(block.nearness, self._scratch(block.nearness))
+            with lock:
+                counts.add_(found, alpha=weight)
+
+        self._blocks.visit(self._places(positive), look)
+        assert int(counts.sum()) == (self.n_positives if positive else self.n_negatives)
+        return counts
+
+    def counted(self, ranges: Sequence[tuple[float, float]], *, positive: bool) -> list[_Counted]:
+        """The distances in each of the ranges, whose ends are numbers of the distances' dtype and belong to it."""
+        if not ranges:
+            return []
+        ends = torch.tensor(ranges, dtype=self.dtype, device=self._vectors[0].device)
+        # pairs with a nearness below ``least`` are farther, pairs with one above ``most`` and the slack are nearer
+        least = nearness_within(ends[:, 1], self._dim).clamp(min=-self.farthest)
+        most = ends[:, 0].double().mul(1 - 8 * torch.finfo(ends.dtype).eps).square().mul(-0.5)
+
+        def look(block: Block) -> list[_Finds]:
+            weight = self._allow(block, positive)
+            row, column = block.first_query // self._shape[0], block.first_gallery // self._shape[1]
+            # rounded up
+            limits = (most + self._row_slack[row] + self._column_slack[column]).to(ends.dtype)
+            limits = limits.nextafter(limits.new_tensor(torch.inf))
+            parts = zip(ends, least, limits, strict=True)
+            return [self._between(block, weight, *part) for part in parts]
+
+        finds: list[list[_Finds]] = [[] for _ in ranges]
+        places = self._places(positive)
+        for start in range(0, len(places), _N_AT_ONCE):
+            found = self._blocks.visit(places[start : start + _N_AT_ONCE], look)
+            finds = [[_put_together(old + list(new))] for old, *new in zip(finds, *found, strict=True)]
+        none = ends.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=ends.device)
+        return [_Counted(int(of[0][0]), *of[0][1:]) if of else _Counted(0, *none) for of in finds]
+
+    def distances_of(self, first: int, last: int, slack: float) -> tuple[float, float]:
+        """The range of distances, as numbers of their dtype, of the bins from ``first`` to ``last``; to infinity if
+        there is no such bin."""
+        edges = self.scale.edges
+        high = edges[last + 1] + slack if last + 1 < len(edges) else edges.new_tensor(torch.inf)
+        rounding = 4 * torch.finfo(self.dtype).eps
+        ends = torch.stack([edges[first], high]).mul(2).sqrt() * edges.new_tensor([1 - rounding, 1 + rounding])
+        low, high = ends.to(self.dtype).tolist()
+        return low, high
+
+    def sampled(self) -> tuple[Float[Tensor, " bin"], Float[Tensor, " bin"]] | None:
+        """For the end of each bin, between which shares the negatives up to it seem to be, by a sample of pairs.
+
+        ``None`` if there are too few queries or galleries.
+        """
+        shape = [min(BLOCK, n, len(x) // 16) for n, x in zip(self._shape, self._vectors, strict=True)]
+        if min(shape) == 0:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(x), generator=generator).to(x.device) for x in self._vectors]
+        n_squares = min(_SQUARES, *(len(x) // n for n, x in zip(shape, self._vectors, strict=True)))
+        # the sums over squares of each square's count, its square, and its product with the number of pairs
+        up_to, squares, products = (torch.zeros_like(self.scale.edges[1:]) for _ in range(3))
+        totals = []
+        for i in range(n_squares):
+            rows, columns = (order[i * n : (i + 1) * n] for order, n in zip(orders, shape, strict=True))
+            blocks = PairBlocks(self._vectors[0][rows], self._vectors[1][columns], shape=self._shape)
+
+            def look(block: Block, rows: Tensor = rows, columns: Tensor = columns) -> Tensor:
+                nearness = block.nearness
+                nearness[: len(rows), : len(columns)].masked_fill_(self._left_out(rows, columns, False), -torch.inf)
+                nearness[len(rows) :] = nearness[:, len(columns) :] = -torch.inf
+                return self.scale.counts(nearness, self._scratch(nearness)).cumsum(0).double()
+
+            (found,) = blocks.visit([(0, 0)], look)
+            totals.append(found[-1])
+            up_to += found
+            squares += found.square()
+            products += found * found[-1]
+        total = torch.stack(totals)
+        if not total.any():
+            return None
+        share = up_to / total.sum()
+        # the standard error of a ratio of sums over independent squares
+        spread = squares - 2 * share * products + share.square() * total.square().sum()
+        error = (spread.clamp(min=0) * n_squares / (n_squares - 1)).sqrt() / total.sum()
+        margin = (4 + 16 / n_squares) * error + 16 / total.sum()
+        return share - margin, share + margin
+
+    def _places(self, positive: bool) -> list[tuple[int, int]]:
+        blocks = self._labels_meet if positive else torch.ones_like(self._labels_meet)
+        return [(i, j) for i, j in (blocks.triu() if self._symmetric else blocks).nonzero().tolist()]
+
+    def _allow(self, block: Block, positive: bool) -> int:
+        """Set the pairs that do not count infinitely far; and how often the others count."""
+        row, column = block.first_query // self._shape[0], block.first_gallery // self._shape[1]
+        rows = slice(block.first_query, block.first_query + self._shape[0])
+        columns = slice(block.first_gallery, block.first_gallery + self._shape[1])
+        n_rows, n_columns = len(self._labels[0][rows]), len(self._labels[1][columns])
+        if positive or self._meet[row][column]:
+            block.nearness[:n_rows, :n_columns].masked_fill_(self._left_out(rows, columns, positive), -torch.inf)
+        if (n_rows, n_columns) != self._shape:
+            block.nearness[n_rows:] = block.nearness[:, n_columns:] = -torch.inf
+        return 2 if self._symmetric and column > row else 1
+
+    def _left_out(self, rows: Tensor | slice, columns: Tensor | slice, positive: bool) -> Bool[Tensor, "query gallery"]:
+        same = self._labels[0][rows, None] == self._labels[1][columns]
+        left_out = ~same if positive else same
+        if self._items is not None:
+            left_out |= self._items[0][rows, None] == self._items[1][columns]
+        return left_out
+
+    def _scratch(self, like: Tensor) -> Tensor:
+        """Memory of the thread's own."""
+        if getattr(self._buffers, "shape", None) != like.shape:
+            self._buffers.shape, self._buffers.scratch = like.shape, torch.empty_like(like)
+        return self._buffers.scratch
+
+    def _between(
+        self, block: Block, weight: int, ends: Float[Tensor, "2"], least: Float[Tensor, ""], most: Float[Tensor, ""]
+    ) -> _Finds:
+        """How many pairs of a block are nearer than a range of distances, and those in it; open ones are measured."""
+        nearness = block.nearness
+        scratch, n_rows, n_lanes = self._scratch(nearness), nearness.shape[0], nearness.shape[1] // GROUP
+        n_nearer = [torch.gt(nearness, most, out=scratch).sum().long()]
+        middle = (least + most) / 2
+        half = torch.maximum(most - middle, middle - least) * (1 + 4 * torch.finfo(ends.dtype).eps)
+        # Most groups (of numbers of a row that are n_lanes apart) have none that is close to the middle.
+        closest = torch.sub(nearness, middle, out=scratch).abs_().view(n_rows, GROUP, n_lanes).amin(dim=1)
+        groups = (closest <= half).flatten().nonzero().squeeze(1)
+        distances = [ends[:0]]
+        for part in groups.split(max(1, nearness.numel() // GROUP // 4)):
+            row, lane = part // n_lanes, part % n_lanes
+            numbers = nearness.view(n_rows, GROUP, n_lanes)[row, :, lane]
+            group, place = ((numbers >= least) & (numbers <= most)).nonzero().unbind(1)
+            query, gallery = row[group] + block.first_query, place * n_lanes + lane[group] + block.first_gallery
+            found = measured(*self._vectors, query, gallery, self._measure_budget)
+            n_nearer.append((found < ends[0]).sum())
+            distances.append(found[(found >= ends[0]) & (found <= ends[1])])
+        values, counts = torch.cat(distances).unique(return_counts=True)
+        return torch.stack(n_nearer).sum() * weight, values, counts * weight
+
+    def _meetings(self, key: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]) -> Bool[Tensor, "row column"]:
+        """Which blocks have a query and a gallery of the same number."""
+        sides = [
+            (numbers, torch.arange(len(numbers), device=numbers.device) // n)
+            for numbers, n in zip(key, self._shape, strict=True)
+        ]
+        meet = torch.zeros([int(block[-1]) + 1 for _, block in sides], dtype=torch.bool, device=key[0].device)
+        for start in range(0, int(torch.cat(key).amax()) + 1, _NUMBERS_AT_ONCE):
+            occur = []
+            for (numbers, block), n_blocks in zip(sides, meet.shape, strict=True):
+                here = ((numbers >= start) & (numbers < start + _NUMBERS_AT_ONCE)).nonzero().squeeze(1)
+                occur.append(torch.zeros(n_blocks, _NUMBERS_AT_ONCE, device=meet.device))
+                occur[-1][block[here], numbers[here] - start] = 1
+            meet |= occur[0] @ occur[1].T > 0
+        return meet
+
+
+class _Guess(NamedTuple):
+    """Between which shares the negatives up to the end of each bin lie, and by how much bounds of pairs are off."""
+
+    low: Float[Tensor, " bin"]
+    high: Float[Tensor, " bin"]
+    slack: float
+    is_sample: bool = False
+
+    def bins(self, first: Tensor | float, last: Tensor | float) -> tuple[int, int]:
+        """The bins from where the shares may reach ``first`` to where they surely reach ``last``, or their number."""
+        return int((self.high < first).sum()), int((self.low < last).sum())
+
+
+def _guesses(pairs: _Pairs, few: bool, negative_bins: Tensor | None) -> Iterator[_Guess]:
+    """Where the negatives are, ever more surely; the last one is proven."""
+    if few:
+        nothing = torch.zeros_like(pairs.scale.edges[1:])
+        yield _Guess(nothing - 1, nothing + 2, 0.0)
+        return
+    if negative_bins is None and (shares := pairs.sampled()) is not None:
+        yield _Guess(*shares, pairs.slack, is_sample=True)
+    counts = pairs.binned(positive=False) if negative_bins is None else negative_bins
+    share = counts.cumsum(0) / pairs.n_negatives
+    yield _Guess(share, share, pairs.slack)
+    yield _Guess(share, share, pairs.largest_slack)
+
+
+def _around(
+    pairs: _Pairs,
+    ranks: Sequence[tuple[int, int]],
+    few: bool,
+    eer: bool,
+    positive_bins: Tensor | None,
+    negative_bins: Tensor | None,
+) -> tuple[list[_Counted], float]:
+    """Of the negatives, those around each of these ranges of ranks; and the equal error rate, if asked for."""
+    n = pairs.n_negatives
+    needs: list[tuple[Tensor | float, Tensor | float]] = [((low + 1) / n, (high + 1) / n) for low, high in ranks]
+    if eer:
+        missed = 0.0 if positive_bins is None else 1 - positive_bins.cumsum(0) / pairs.n_positives
+        needs.append((missed, missed))
+    found: dict[int, _Counted] = {}
+    value = math.nan
+    for guess in _guesses(pairs, few, negative_bins):
+        left = [i for i in range(len(needs)) if i not in found]
+        if not left:
+            break
+        bins = [guess.bins(*needs[i]) for i in left]
+        if guess.is_sample:
+            up_to = torch.cat([guess.low.new_zeros(1), (guess.low + guess.high) / 2])
+            if sum(up_to[min(b, len(up_to) - 1)] - up_to[a] for a, b in bins) > _MEASURED:
+                continue
+        ranges, places = _joined([pairs.distances_of(a, b, guess.slack) for a, b in bins])
+        lists = pairs.counted(ranges, positive=False)
+        for i, place in zip(left, places, strict=True):
+            near = lists[place]
+            if i < len(ranks):
+                if near.n_below <= ranks[i][0] and ranks[i][1] < near.n_below + int(near.counts.sum()):
+                    found[i] = near
+            else:
+                (near_positives,) = pairs.counted([ranges[place]], positive=True)
+                value = _crossing(near_positives, near, pairs.n_positives, n)
+                if not math.isnan(value):
+                    found[i] = near
+    return [found[i] for i in range(len(ranks))], value
+
+
+def _joined(ranges: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], list[int]]:
+    """Ranges without those that overlap, which are put together, and in which of them each one is."""
+    joined: list[tuple[float, float]] = []
+    places = [0] * len(ranges)
+    for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
+        if joined and ranges[i][0] <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], ranges[i][1])
+        else:
+            joined.append(ranges[i])
+        places[i] = len(joined) - 1
+    return joined, places
+
+
+def _area_of_all(pairs: _Pairs, positive_bins: Tensor | None, negative_bins: Tensor | None) -> float:
+    """The area under the ROC curve: measured if not too many distances are common, otherwise by bins."""
+    ends, edges, slack = (0.0, math.inf), pairs.scale.edges, pairs.largest_slack
+    if positive_bins is not None and negative_bins is not None:
+        first, last = int(negative_bins.nonzero()[0]), int(positive_bins.nonzero()[-1])
+        n_common = positive_bins[edges[1:] + slack >= edges[first]].sum()
+        n_common += negative_bins[edges[:-1] <= edges[last + 1] + slack].sum()
+        if n_common > max(_FEW_PAIRS, _MEASURED * (pairs.n_positives + pairs.n_negatives)):
+            return _area_by_bins(pairs, positive_bins, negative_bins)
+        low, high = pairs.distances_of(first, last, slack)
+        ends = low, max(low, high)
+    near = [pairs.counted([ends], positive=positive)[0] for positive in (True, False)]
+    return _area(*near, pairs.n_positives, pairs.n_negatives)
+
+
+def _area_by_bins(pairs: _Pairs, positive_bins: Tensor, negative_bins: Tensor) -> float:
+    """The area if pairs of different bins are ordered as these, and those of one bin equal; warns if that is vague."""
+    edges = pairs.scale.edges
+    # where half squared distances of a bin may really be; beyond that, rounded distances may be equal
+    ends = (edges[1:] + pairs.largest_slack) * (1 + 8 * torch.finfo(pairs.dtype).eps)
+    nearer = torch.cat([positive_bins.new_zeros(1), positive_bins.cumsum(0)]).double()
+    certain = nearer[torch.searchsorted(ends, edges[:-1], right=True)]
+    possible = nearer[torch.searchsorted(edges[:-1].contiguous(), ends)]
+    likely = (nearer[1:] + nearer[:-1]) / 2
+    shares = negative_bins / pairs.n_negatives / pairs.n_positives
+    low, area, high = (float((shares * n).sum()) for n in (certain, likely, possible))
+    if (error := max(high - area, area - low)) > _AREA_ERROR:
+        warnings.warn(
+            f"roc_auc is {area:.4f}, but proven within {error:.4f} only: very many pairs of one label and of two are "
+            "as far as each other, up to what the bounds of their distances tell.",
+            stacklevel=3,
+        )
+    return area
+
+
+def _put_together(finds: Sequence[_Finds]) -> _Finds:
+    n_nearer, values, counts = zip(*finds, strict=True)
+    distinct, place = torch.cat(values).unique(return_inverse=True)
+    total = torch.zeros(len(distinct), dtype=torch.int64, device=distinct.device)
+    return torch.stack(n_nearer).sum(), distinct, total.index_add_(0, place, torch.cat(counts))
+
+
+def _numbered(
+    a: Int[Tensor, " query"], b: Int[Tensor, " gallery"]
+) -> tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]:
+    """The values as numbers from 0 on without gaps, equal ones alike."""
+    numbers = torch.cat([a.long(), b.long()]).unique(return_inverse=True)[1]
+    return numbers[: len(a)], numbers[len(a) :]
+
+
+def _n_equal(key: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]) -> int:
+    """How many pairs have the same number."""
+    n = int(torch.cat(key).amax()) + 1
+    a, b = (torch.bincount(numbers, minlength=n) for numbers in key)
+    return int((a * b).sum())
+
+
+def _check(
+    owner: str,
+    vectors: tuple[Tensor, Tensor],
+    keys: dict[str, tuple[Tensor | None, Tensor | None]],
+    memory_budget: int,
+) -> None:
+    queries, galleries = vectors
+    if queries.ndim != 2 or galleries.ndim != 2 or queries.shape[1] != galleries.shape[1] or queries.shape[1] == 0:
+        raise ValueError(
+            f"{owner} needs queries (query, dim) and galleries (gallery, dim) of one dim > 0, "
+            f"got {tuple(queries.shape)} and {tuple(galleries.shape)}."
+        )
+    if memory_budget < 1:
+        raise ValueError(f"{owner} needs a positive memory_budget in bytes, got {memory_budget}.")
+    tensors = [queries, galleries]
+    for name, of_sides in keys.items():
+        if (of_sides[0] is None) != (of_sides[1] is None):
+            raise ValueError(f"{owner} needs query_{name} and gallery_{name} both or neither, got one of them.")
+        for side, values, of in zip(("query", "gallery"), of_sides, vectors, strict=True):
+            if values is None:
+                continue
+            if values.shape != of.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
+                raise ValueError(
+                    f"{owner} needs {len(of)} integer {side}_{name} in one dimension, "
+                    f"got {tuple(values.shape)} of {values.dtype}."
+                )
+            tensors.append(values)
+    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
+        raise ValueError(f"{owner} needs all tensors on one device, got {', '.join(sorted(devices))}.")
+    for name, of in (("queries", queries), ("galleries", galleries)):
+        if len(of) == 0:
+            raise ValueError(f"{owner} needs {name}, got none.")
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
+    limit = (torch.finfo(dtype).max / (32 * queries.shape[1])) ** 0.5  # squares must not overflow
+    for name, of in (("queries", queries), ("galleries", galleries)):
+        if torch.stack(of.aminmax()).abs().amax() <= limit:
+            continue
+        bad = torch.cat([~(part.abs() <= limit).all(dim=1) for part in of.split(BLOCK)]).nonzero().squeeze(1)
+        raise ValueError(
+            f"{owner} needs finite {name} below {limit:.0e}, got NaN, infinite or larger numbers in {len(bad)} of "
+            f"{len(of)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
+        )
