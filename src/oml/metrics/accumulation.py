@@ -179,12 +179,12 @@ def _gather(value: Any, sizes: list[int]) -> list[Any]:
         mine = rows.new_zeros(max(sizes), rows.shape[1])
         mine[: len(rows)] = rows
         mine = mine.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        everyone = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(everyone, mine)
-        parts = [part[:size].cpu().view(value.dtype) for part, size in zip(everyone, sizes, strict=True)]
+        gathered = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(gathered, mine)
+        parts = [part[:size].cpu().view(value.dtype) for part, size in zip(gathered, sizes, strict=True)]
         return [part.reshape(len(part), *value.shape[1:]) for part in parts]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return [part.numpy() for part in _gather(torch.from_numpy(value), sizes)]
-    everyone = [None] * len(sizes)
+    everyone: list[Any] = [None] * len(sizes)
     dist.all_gather_object(everyone, value)
     return everyone

@@ -1,8 +1,8 @@
 """Retrieval metrics of an epoch's embeddings, overall and by category, with pictures of the mistakes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pprint import pformat
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranks import relevant_ranks
 from oml.functional.statistics import Interval, bootstrap_interval
 from oml.functional.topology import pcf
+from oml.functional.verification import verification_metrics
 from oml.interfaces.metrics import IMetricDDP, IMetricVisualisable
 from oml.metrics.accumulation import Accumulator
 from oml.metrics.categories import positions_by_category
@@ -43,6 +44,19 @@ TMetricsDict_ByLabels = dict[str | int, TMetricsDict]
 
 _LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
 _NOT_BY_QUERY = ("fnmr@fmr", "pcf")
+
+
+class _Pairs(NamedTuple):
+    queries: Tensor
+    galleries: Tensor
+    query_labels: Tensor
+    gallery_labels: Tensor
+    query_items: Tensor
+    gallery_items: Tensor
+
+    @property
+    def same_item(self) -> Tensor:
+        return self.query_items[:, None] == self.gallery_items
 
 
 def validate_dataset(
@@ -199,11 +213,15 @@ class EmbeddingMetrics(IMetricVisualisable):
         widest = max([k for ks in self.top_k.values() for k in ks], default=1)
         is_query = self._stored(self.is_query_key).bool()
         self.results = self._retrieve(is_query, max(min(widest, _LONGEST_LIST), LOG_TOPK_IMAGES_PER_ROW))
+        hits = None
+        if widest > _LONGEST_LIST:
+            pairs = self._all_pairs()
+            hits = relevant_ranks(*pairs[:4], query_items=pairs.query_items, gallery_items=pairs.gallery_items)
         per_query = ranking_metrics(
             self.results,
             **{f"{name}_top_k": ks for name, ks in self.top_k.items()},  # pyright: ignore[reportArgumentType]
             map_divide_by=self.map_divide_by,
-            hits=relevant_ranks(**self._all_pairs()) if widest > _LONGEST_LIST else None,
+            hits=hits,
         )
         queries: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(self.results))}
         members: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(embeddings))}
@@ -220,10 +238,12 @@ class EmbeddingMetrics(IMetricVisualisable):
                 name: {k: of_all[rows] for k, of_all in by_k.items()} for name, by_k in per_query.items()
             }
             if self.fmr_vals:
-                from oml.functional.verification import verification_metrics
-
                 pairs = self._all_pairs(None if category == self.overall_categories_key else rows)
-                values |= verification_metrics(**pairs, fmr_vals=self.fmr_vals)
+                rates = verification_metrics(
+                    *pairs[:4], fmr_vals=self.fmr_vals, query_items=pairs.query_items, gallery_items=pairs.gallery_items
+                )["fnmr@fmr"]
+                assert isinstance(rates, dict), "it is one by rate"
+                values["fnmr@fmr"] = rates
             if self.pfc_variance:
                 fractions = pcf(embeddings[members[category]], self.pfc_variance)
                 values["pcf"] = dict(zip(self.pfc_variance, fractions, strict=True))
@@ -270,15 +290,15 @@ class EmbeddingMetrics(IMetricVisualisable):
         Dense: computed when asked for, in memory for all pairs. Nothing else here needs it.
         """
         pairs = self._all_pairs()
-        points = torch.cat([pairs["queries"], pairs["galleries"]])
-        is_query = torch.arange(len(points)) < len(pairs["queries"])
-        return calc_distance_matrix(points, is_query, ~is_query).masked_fill(_same_item(pairs), torch.inf)
+        points = torch.cat([pairs.queries, pairs.galleries])
+        is_query = torch.arange(len(points)) < len(pairs.queries)
+        return calc_distance_matrix(points, is_query, ~is_query).masked_fill(pairs.same_item, torch.inf)
 
     @property
     def mask_gt(self) -> Bool[Tensor, "query gallery"]:
         """Whether the gallery is right for the query. Dense, as :attr:`distance_matrix`."""
         pairs = self._all_pairs()
-        return (pairs["query_labels"][:, None] == pairs["gallery_labels"]) & ~_same_item(pairs)
+        return (pairs.query_labels[:, None] == pairs.gallery_labels) & ~pairs.same_item
 
     def _stored(self, key: str) -> Tensor:
         return torch.as_tensor(self.acc.storage[key])
@@ -288,7 +308,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             raise ValueError("EmbeddingMetrics needs compute_metrics() before it can tell or draw anything.")
         return self.results
 
-    def _all_pairs(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+    def _all_pairs(self, rows: Tensor | None = None) -> "_Pairs":
         """What functions of all pairs of a query (of some rows) and a gallery take."""
         results, embeddings = self._computed(), self._stored(self.embeddings_key)
         # the same object twice, if it can be: a product then serves both of its items
@@ -296,15 +316,10 @@ class EmbeddingMetrics(IMetricVisualisable):
             embeddings if len(ids) == len(embeddings) else embeddings[ids]
             for ids in (results.query_ids, results.gallery_ids)
         )
-        query_items, gallery_items = results.query_and_gallery_items()
-        of_queries = {"queries": queries, "query_labels": results.query_labels, "query_items": query_items}
+        query_labels, (query_items, gallery_items) = results.query_labels, results.query_and_gallery_items()
         if rows is not None:
-            of_queries = {name: values[rows] for name, values in of_queries.items()}
-        return of_queries | {
-            "galleries": galleries,
-            "gallery_labels": results.gallery_labels,
-            "gallery_items": gallery_items,
-        }
+            queries, query_labels, query_items = queries[rows], query_labels[rows], query_items[rows]
+        return _Pairs(queries, galleries, query_labels, results.gallery_labels, query_items, gallery_items)
 
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
         return RetrievalResults.from_embeddings(
@@ -388,9 +403,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         from oml.retrieval.figures import draw_distances
 
         pairs = self._all_pairs()
-        labels, order = pairs["gallery_labels"].sort()
-        first = torch.searchsorted(labels, pairs["query_labels"])
-        n_equal = torch.searchsorted(labels, pairs["query_labels"], right=True) - first
+        labels, order = pairs.gallery_labels.sort()
+        first = torch.searchsorted(labels, pairs.query_labels)
+        n_equal = torch.searchsorted(labels, pairs.query_labels, right=True) - first
         generator = torch.Generator().manual_seed(seed)
         distances = []
         for equal, counts in ((True, n_equal), (False, torch.full_like(n_equal, len(labels)))):
@@ -400,9 +415,9 @@ class EmbeddingMetrics(IMetricVisualisable):
             query = torch.searchsorted(ends, drawn, right=True)
             gallery = drawn - ends[query] + counts[query]
             gallery = order[first[query] + gallery] if equal else gallery
-            right = pairs["query_labels"][query] == pairs["gallery_labels"][gallery]
-            kept = (right == equal) & (pairs["query_items"][query] != pairs["gallery_items"][gallery])
-            distances.append(elementwise_dist(pairs["queries"][query[kept]], pairs["galleries"][gallery[kept]]))
+            right = pairs.query_labels[query] == pairs.gallery_labels[gallery]
+            kept = (right == equal) & (pairs.query_items[query] != pairs.gallery_items[gallery])
+            distances.append(elementwise_dist(pairs.queries[query[kept]], pairs.galleries[gallery[kept]]))
         return draw_distances(*distances)
 
     def _checked_to_draw(self) -> RetrievalResults:
@@ -423,10 +438,6 @@ class EmbeddingMetrics(IMetricVisualisable):
             for metric, by_k in by_metric.items():
                 for k in by_k:
                     yield f"{category}/{metric}/{k}", (category, metric, k)
-
-
-def _same_item(pairs: Mapping[str, Tensor]) -> Tensor:
-    return pairs["query_items"][:, None] == pairs["gallery_items"]
 
 
 def _once_each(acc: Accumulator, index_key: str) -> Accumulator:

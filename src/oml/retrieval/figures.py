@@ -135,7 +135,8 @@ def draw_distances(
     axes = figure.subplots()
     low, high = float(min(right.amin(), wrong.amin())), float(max(right.amax(), wrong.amax()))
     for name, distances, colour in (("right", right, GREEN), ("wrong", wrong, RED)):
-        median, shade = float(distances.median()), [channel / 255 for channel in colour]
+        red, green, blue = (channel / 255 for channel in colour)
+        median, shade = float(distances.median()), (red, green, blue)
         axes.hist(
             distances.float().cpu().numpy(),
             bins=n_bins,
