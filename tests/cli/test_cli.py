@@ -82,7 +82,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     for text in ("cmc@1", "before", "after", "metrics.json", "best.ckpt", "worst_queries.png", "Try next"):
         assert text in first.stdout
     words = next(line for line in first.stdout.splitlines() if "oml compare" in line).split()
-    compared = run(*words[words.index("compare") :], "--figure", "changes.png", cwd=tmp_path)
+    compared = run(*words[words.index("compare") :], "--show", "1", "--figure", "changes.png", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     assert "B - A" in compared.stdout
     assert "paths below" in compared.stdout

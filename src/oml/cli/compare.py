@@ -118,7 +118,7 @@ def _results_file(run: Path) -> Path:
     if (run / _RESULTS).is_file():
         return run / _RESULTS
     text = f"the folder {str(run)!r} has no {_RESULTS}."
-    if below := sorted(str(file.parent) for file in run.glob(f"**/{_RESULTS}")):
+    if below := sorted(str(file.parent) for depth in ("*", "*/*") for file in run.glob(f"{depth}/{_RESULTS}")):
         raise typer.BadParameter(f"{text} Name one of those in it that have: {', '.join(below[-3:])}.")
     raise typer.BadParameter(f"{text} `oml demo` leaves one, and so does RetrievalResults.save in Python.")
 
