@@ -11,6 +11,7 @@ from torch import Tensor
 from oml.functional.search import Neighbours, exact_search
 
 _AT_ONCE = 2**20  # pairs of neighbours of an item that are compared
+_LEVELS = 2**30  # of average precision that are told apart
 _PRETENDERS = 0.05  # ordinary pairs that are expected below the distance of copies, in a whole data set
 _TO_AGREE = 2  # neighbours that carry another label, or it is not voted for
 
@@ -111,16 +112,16 @@ def wrong_labels(
     labels: Int[Tensor, " item"],
     *,
     items: Int[Tensor, " item"] | None = None,
-    min_score: float = 0.4,
+    min_score: float | int = 0.4,
 ) -> WrongLabels:
     """Items whose nearest neighbours carry another label than they do, and agree with each other.
 
     Around item ``i``, of label ``a``, each label ``c`` is weighed by the average precision of its items in the ranking
     of the ``k`` neighbours: ``AP_i(c) = sum of precision@r over the ranks r that hold c / min(k, n_c)``, where ``n_c``
     counts the items of ``c`` that ``i`` could find. So a rare label whose few items come first is not outvoted by
-    those that follow. Let ``b`` be the label with the largest one but for ``a``, of those that two neighbours or more
-    carry. The neighbours vote for ``b`` if ``AP_i(b) > AP_i(a)``, else for ``a``. If they vote for ``b``, the score is
-    the product of three numbers in [0, 1]:
+    those that follow. Let ``b`` be the label with the largest one (of equals the nearest) but for ``a``, of those that
+    two neighbours or more carry. The neighbours vote for ``b`` if ``AP_i(b) > AP_i(a)``, else for ``a``. If they vote
+    for ``b``, the score is the product of three numbers in [0, 1]:
 
     - clear: ``AP_i(b) - AP_i(a)``.
     - fitting: ``min(1, (s_b / d)^2)``, where ``d`` is the mean distance from ``i`` to its neighbours of ``b``, and
@@ -151,7 +152,7 @@ def wrong_labels(
         >>> wrong_labels(nearest_items(points, k=3), torch.tensor([0, 0, 1, 0, 1, 1, 1]))[:2]
         (tensor([2]), tensor([0]))
     """
-    _check_rows("wrong_labels", neighbours, labels)
+    _check_rows("wrong_labels", neighbours, labels, items)
     values, codes, counts = labels.unique(return_inverse=True, return_counts=True)
     if neighbours.ids.numel() == 0:
         return WrongLabels(labels[:0], labels[:0], neighbours.distances.new_zeros(0, dtype=torch.float64))
@@ -176,7 +177,7 @@ def mixed_labels(
     labels: Int[Tensor, " item"],
     *,
     items: Int[Tensor, " item"] | None = None,
-    min_score: float = 0.5,
+    min_score: float | int = 0.5,
 ) -> MixedLabels:
     """Pairs of labels whose items lie among each other, so that neighbours do not tell one label from the other.
 
@@ -206,7 +207,7 @@ def mixed_labels(
         >>> mixed_labels(nearest_items(points, k=3), torch.tensor([0, 5, 0, 5, 1, 1])).labels
         tensor([[0, 5]])
     """
-    _check_rows("mixed_labels", neighbours, labels)
+    _check_rows("mixed_labels", neighbours, labels, items)
     values, codes, counts = labels.unique(return_inverse=True, return_counts=True)
     n, width = len(values), neighbours.ids.shape[1]
     could = _Available(codes, counts, items)(torch.arange(len(labels), device=labels.device), codes)
@@ -260,7 +261,7 @@ def copy_distance(distances: Float[Tensor, " item"]) -> float:
     return middle * min(0.5, (_PRETENDERS / (n * log(2))) ** (log(upper / middle) / log(2)))
 
 
-def near_copies(neighbours: Neighbours, max_distance: float) -> Copies:
+def near_copies(neighbours: Neighbours, max_distance: float | int) -> Copies:
     """Items and those of their neighbours that are within ``max_distance``, as groups of pairs.
 
     A pair scores ``1 - distance / max_distance``, exact copies 1. A group is ranked by its best pair.
@@ -286,7 +287,8 @@ def near_copies(neighbours: Neighbours, max_distance: float) -> Copies:
     scores = 1 - distances / max_distance if max_distance > 0 else torch.ones_like(distances)
 
     # of each group the first place that one of its pairs has in the order of distances
-    pairs, distances, scores = (part[distances.argsort(stable=True)] for part in (pairs, distances, scores))
+    order = distances.argsort(stable=True)
+    pairs, distances, scores = pairs[order], distances[order], scores[order]
     group = _components(pairs, n)[pairs[:, 0]]
     places = torch.arange(len(group), device=group.device)
     first = group.new_full((n,), len(group)).scatter_reduce(0, group, places, "amin")[group]
@@ -302,8 +304,6 @@ class _Available:
     ) -> None:
         if items is None:
             items = torch.arange(len(codes), device=codes.device)
-        elif items.shape != codes.shape:
-            raise ValueError(f"One item number is needed per label, got {len(items)} for {len(codes)} labels.")
         _, self._items = items.unique(return_inverse=True)
         self._counts = counts
         self._keys, self._own = (codes * len(codes) + self._items).unique(return_counts=True)
@@ -328,11 +328,12 @@ def _votes(
     precision = agree.tril().sum(dim=2) / torch.arange(1, ids.shape[1] + 1, device=ids.device).double()
     to_find = available(rows, label).clamp(1, ids.shape[1])
     ap = (agree * precision[:, None, :]).sum(dim=2) / to_find
+    ap = (ap * _LEVELS).round() / _LEVELS  # so that sums in another order are equal
     is_own = is_there & (label == own)
     ap = ap.masked_fill(~is_own & (agree.sum(dim=2) < _TO_AGREE), 0)
 
     own_ap = ap.where(is_own, 0).amax(dim=1, keepdim=True)
-    other_ap, place = ap.masked_fill(is_own, 0).max(dim=1, keepdim=True)
+    other_ap, place = ap.masked_fill(is_own, 0).max(dim=1, keepdim=True)  # of equals the nearest
     voted = torch.where(other_ap > own_ap, label.gather(1, place), own)
     is_voted = is_there & (label == voted)
     return voted[:, 0], (other_ap - own_ap).abs()[:, 0], _mean(distances, is_voted), _mean(distances, is_own)
@@ -358,14 +359,14 @@ def _trust(
     voted: Int[Tensor, " item"], clear: Float[Tensor, " item"], codes: Int[Tensor, " item"]
 ) -> Float[Tensor, " item"]:
     """How often votes for the same label are right that are as clear or more so, the item's own left out."""
-    levels, level = (-clear).unique(return_inverse=True)
-    keys, order = (voted * len(levels) + level).sort()
+    level = ((1 - clear) * _LEVELS).long()
+    label = voted * (_LEVELS + 1)
+    keys, order = (label + level).sort()
     right = F.pad((voted == codes)[order].cumsum(0), (1, 0))
-    start = torch.searchsorted(keys, voted * len(levels))
-    end = torch.searchsorted(keys, voted * len(levels) + level, right=True)
-    is_vote = clear > 0
-    usual = ((voted == codes) & is_vote).sum() / is_vote.sum().clamp(min=1)
-    return (right[end] - right[start] - (voted == codes).long() + usual) / (end - start)
+    start, end = torch.searchsorted(keys, label), torch.searchsorted(keys, label + level, right=True)
+    is_right, is_vote = voted == codes, level < _LEVELS
+    usual = (is_right & is_vote).sum() / is_vote.sum().clamp(min=1)
+    return (right[end] - right[start] - is_right.long() + usual.double()) / (end - start)
 
 
 def _components(pairs: Int[Tensor, "pair 2"], n: int) -> Int[Tensor, " item"]:
@@ -380,9 +381,10 @@ def _components(pairs: Int[Tensor, "pair 2"], n: int) -> Int[Tensor, " item"]:
         roots = linked
 
 
-def _check_rows(owner: str, neighbours: Neighbours, labels: Int[Tensor, " item"]) -> None:
-    if len(neighbours.ids) != len(labels):
+def _check_rows(owner: str, neighbours: Neighbours, labels: Tensor, items: Tensor | None) -> None:
+    counts = {len(neighbours.ids), len(labels), *([] if items is None else [len(items)])}
+    if len(counts) > 1:
         raise ValueError(
             f"{owner} needs neighbours of every item and a label for each, got {len(neighbours.ids)} rows of "
-            f"neighbours and {len(labels)} labels."
+            f"neighbours, {len(labels)} labels{'' if items is None else f' and {len(items)} items'}."
         )
