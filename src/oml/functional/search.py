@@ -1,17 +1,28 @@
 """Exact search: for every query its nearest galleries, in bounded memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_ROWS, _COLUMNS = 1024, 1024  # queries x galleries of a block: 4 MiB of float32 stay in a CPU's cache
-_GROUP = 32  # neighbouring columns of a block that are looked at together
-_NUMBERS = 2**18  # of the vectors that are subtracted at a time: 2 MiB of float64 stay in a CPU's cache
+from oml.functional.pair_blocks import (
+    BLOCK,
+    GROUP,
+    Block,
+    PairBlocks,
+    measured,
+    near_columns,
+    near_rows,
+    nearness_within,
+    row_sums,
+)
+
+
+_PAIR_BYTES = 24  # of a pair that is held: query, gallery, bound
+_CLOSELY = 4 * GROUP  # rows of a block that are worked on at a time if all numbers may be needed
 
 
 class Neighbours(NamedTuple):
@@ -34,30 +45,40 @@ def exact_search(
     *,
     query_items: Int[Tensor, " query"] | None = None,
     gallery_items: Int[Tensor, " gallery"] | None = None,
+    distance: Literal["l2", "cosine"] = "l2",
+    product_dtype: torch.dtype | None = None,
     memory_budget: int = 512 * 2**20,
 ) -> Neighbours:
-    """The ``min(top_k, gallery)`` nearest galleries of every query by (unsquared) L2 distance.
+    """The ``min(top_k, gallery)`` nearest galleries of every query.
 
-    ``ids`` are rows of ``galleries``; equal distances rank by id. A distance is ``sqrt(sum((q - g) ** 2))`` evaluated
-    in float64 and rounded to the inputs' dtype (float32 for half precision); the order is that of the rounded
-    distances. No bit of the result depends on the memory budget, the threads or the other queries.
+    ``ids`` are rows of ``galleries``; equal distances rank by id. The (unsquared) L2 distance is
+    ``sqrt(sum((q - g) ** 2))`` evaluated in float64 and rounded to the inputs' dtype (float32 for half precision); the
+    order is that of the rounded distances. The cosine distance ``1 - cos(q, g)`` is half the square of the L2 distance
+    between ``q / |q|`` and ``g / |g|``, vectors that are evaluated in float64 and rounded to that dtype; the order
+    is that of their L2 distances. No bit of the result depends on the memory budget, the threads, the dtype of the
+    product or the other queries.
 
-    How: a matrix product gives a lower bound for every squared distance. The galleries with the smallest bounds are
-    measured; if the bounds cannot exclude all the others, as happens among many duplicates, the query is searched
-    again by bounds in float64, and whatever they cannot exclude is measured. Gradients do not flow.
+    How: a matrix product gives bounds for the distances of a block of pairs, and whatever is farther than the ``top_k``
+    nearest so far is passed over; only what the bounds leave open is measured. If ``galleries is queries``, one
+    product serves both directions of a pair. Of galleries that are copies of each other, bit for bit, those that
+    cannot be among the first are left out. Gradients do not flow.
 
     Args:
         queries: What to search with.
-        galleries: What to search in, on the same device.
+        galleries: What to search in, on the same device. One that has no float64 leaves the work to the CPU.
         top_k: How many galleries to find per query.
         query_items: Numbers of the queries' items. A gallery with the same number is not retrieved: give positions
             in the data set so that an item does not find itself, or sequence numbers so that it finds no near copy.
         gallery_items: Numbers of the galleries' items, if and only if ``query_items`` are given.
-        memory_budget: Bytes to use beyond inputs and outputs, besides a few numbers per query. A single query
-            against 32 galleries is always allowed.
+        distance: ``l2`` or ``cosine``.
+        product_dtype: ``torch.bfloat16`` to find the bounds with products in bfloat16: the same result, sooner on
+            hardware that has them; more pairs have to be measured. Not for float64.
+        memory_budget: Bytes to use beyond inputs and outputs, besides a few numbers per vector. Blocks of
+            32 queries and 32 galleries are always allowed, and a few candidates per query.
 
     Raises:
-        ValueError: Wrong shapes, devices or ``top_k``; embeddings that are not finite or too large to be squared.
+        ValueError: Wrong shapes, devices, dtypes or ``top_k``; embeddings that are not finite or too large to be
+            squared, or zero if the distance is cosine.
 
     Example:
         >>> points = torch.tensor([[0.0], [1.0], [3.0]])
@@ -70,46 +91,38 @@ def exact_search(
         tensor([[1., 3.],
                 [1., 2.],
                 [2., 3.]])
+        >>> exact_search(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [5.0, 0.0]]), 2, distance="cosine")
+        Neighbours(ids=tensor([[1, 0]]), distances=tensor([[0., 1.]]))
     """
     _check_shapes(queries, galleries, query_items, gallery_items)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise ValueError(f"exact_search needs top_k >= 1 as an int, got {top_k!r}.")
-    if memory_budget < 1:
-        raise ValueError(f"exact_search needs a positive memory_budget in bytes, got {memory_budget}.")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
+    _check_options(top_k, distance, product_dtype, memory_budget, dtype)
+    device = queries.device
+    symmetric = _same(queries, galleries)
+    queries, galleries = queries.detach(), galleries.detach()
+    if not _has_float64(device):
+        queries, galleries = queries.cpu(), galleries.cpu()
+        if query_items is not None and gallery_items is not None:
+            query_items, gallery_items = query_items.cpu(), gallery_items.cpu()
     _check_values(queries, "queries", dtype)
-    _check_values(galleries, "galleries", dtype)
-
-    width = min(top_k, len(galleries))
-    ids = torch.full((len(queries), width), -1, device=queries.device)
-    distances = torch.full((len(queries), width), torch.inf, dtype=dtype, device=queries.device)
-    if ids.numel() == 0:
-        return Neighbours(ids, distances)
-
-    # A few more candidates than places: the bound of the last one must rise above the distance of the last place.
-    n_candidates = min(width + 6 + width // 8, len(galleries))
-    dim = queries.shape[1]
-    n_rows, n_columns = _block_sizes(dim, n_candidates, memory_budget * 3 // 4)
+    if not symmetric:
+        _check_values(galleries, "galleries", dtype)
+    if distance == "cosine":
+        queries = _normalised(queries, "queries", dtype)
+        galleries = queries if symmetric else _normalised(galleries, "galleries", dtype)
     task = _Task(
         queries,
-        galleries,
+        queries if symmetric else galleries,
         query_items,
         gallery_items,
-        centre=galleries[:: -(-len(galleries) // n_columns)].to(dtype).mean(dim=0),
-        n_columns=n_columns,
-        n_pairs=max(1, min(_NUMBERS, memory_budget // 4 // 32) // dim),
+        min(top_k, len(galleries)),
+        product_dtype or dtype,
+        memory_budget,
     )
-    with _full_precision_products(queries.device.type):
-        unsure = []
-        for rows in torch.arange(len(queries), device=queries.device).split(n_rows):
-            ids[rows], distances[rows], sure = _search_candidates(task, rows, width, n_candidates)
-            unsure.append(rows[~sure])
-        again = torch.cat(unsure)
-        task = task._replace(n_columns=min(n_columns, _COLUMNS // 4))  # among ties, narrow blocks let less through
-        for first in range(0, len(again), n_rows):
-            rows = again[first : first + n_rows]
-            ids[rows], distances[rows] = _search_everything(task, rows, distances[rows])
-    return Neighbours(ids, distances)
+    ids, distances = _search(task)
+    if distance == "cosine":
+        distances = distances.double().square_().div_(2).to(dtype)
+    return Neighbours(ids.to(device), distances.to(device))
 
 
 class _Task(NamedTuple):
@@ -117,203 +130,371 @@ class _Task(NamedTuple):
     galleries: Tensor
     query_items: Tensor | None
     gallery_items: Tensor | None
-    centre: Tensor  # the origin for the bounds: the closer it is to the vectors, the tighter they are
-    n_columns: int  # galleries in a block
-    n_pairs: int  # of vectors to subtract at a time
+    top_k: int
+    product_dtype: torch.dtype
+    memory_budget: int
+
+    def part(self, query_ids: Tensor | slice | None = None, gallery_ids: Tensor | None = None) -> "_Task":
+        """The task of some queries in some galleries."""
+        queries, galleries, query_items, gallery_items = self[:4]
+        if gallery_ids is not None:
+            galleries = galleries[gallery_ids]
+            gallery_items = None if gallery_items is None else gallery_items[gallery_ids]
+        if query_ids is not None:
+            queries = queries[query_ids]
+            query_items = None if query_items is None else query_items[query_ids]
+        return self._replace(queries=queries, galleries=galleries, query_items=query_items, gallery_items=gallery_items)
 
 
-def _search_candidates(
-    task: _Task, rows: Int[Tensor, " row"], width: int, n_candidates: int
-) -> tuple[Int[Tensor, "row rank"], Float[Tensor, "row rank"], Bool[Tensor, " row"]]:
-    """The nearest of the galleries with the smallest bounds, and whether no other gallery can come before the last."""
-    bounds = task.centre.new_full((len(rows), n_candidates), torch.inf)
-    ids = rows.new_full((len(rows), n_candidates), -1)
-    for start, block in _lower_bounds(task, rows, bounds.dtype):
-        hits = _groups_below(block, bounds[:, -1])
-        if len(hits) > block.numel() // _GROUP // 4:  # as in the first block: filtering would keep too much
-            _mask_own(task, rows, start, block)
-            bounds, order = torch.cat([bounds, block], dim=1).topk(n_candidates, largest=False)
-            ids = torch.where(
-                order < n_candidates,
-                ids.gather(1, order.clamp(max=n_candidates - 1)),
-                order - n_candidates + start,
+def _search(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
+    """Without the copies among the galleries that nobody can retrieve, and so many queries at a time as memory allows."""
+    n_queries, n_galleries = len(task.queries), len(task.galleries)
+    if task.top_k == 0 or n_queries == 0:
+        return _nothing(task)
+    if n_queries >= GROUP and (spare := _spare_copies(task)) is not None:
+        kept = (~spare).nonzero().squeeze(1)
+        fewer = task.part(None, kept)
+        if task.galleries is not task.queries:
+            ids, distances = _search_all(fewer)
+        else:
+            ids, distances = _nothing(task)
+            ids[kept], distances[kept] = _search_all(
+                fewer._replace(
+                    queries=fewer.galleries, query_items=None if task.query_items is None else task.query_items[kept]
+                )
             )
-        else:
-            row, column = _drop_own(task, rows, start, *_pairs_below(block, bounds[:, -1], hits))
-            touched, new_bounds, new_ids = _line_up(row, block[row, column], column + start)
-            bounds[touched], order = torch.cat([bounds[touched], new_bounds], dim=1).topk(n_candidates, largest=False)
-            ids[touched] = torch.cat([ids[touched], new_ids], dim=1).gather(1, order)
-    ids.masked_fill_(bounds == torch.inf, -1)
-
-    # Measure as many as there are places, then only those of the rest that may still come before the last of them.
-    dim = task.queries.shape[1]
-    ids, rest = ids[:, :width], ids[:, width:]
-    distances = _measure(task, rows.repeat_interleave(width), ids.flatten().clamp(min=0)).view_as(ids)
-    ids, distances = _ranked(ids, distances.masked_fill(ids < 0, torch.inf))
-    row, column = (bounds[:, width:] < _squared_limit(distances[:, -1], dim)[:, None]).nonzero().unbind(1)
-    _insert(task, rows, row, rest[row, column], ids, distances)
-    if n_candidates == len(task.galleries):
-        return ids, distances, torch.ones_like(rows, dtype=torch.bool)
-    return ids, distances, bounds[:, -1] >= _squared_limit(distances[:, -1], dim)
+            ids[spare], distances[spare] = _search_all(fewer.part(spare))
+        return torch.where(ids < 0, -1, kept[ids]), distances
+    return _search_all(task)
 
 
-def _search_everything(
-    task: _Task, rows: Int[Tensor, " row"], known: Float[Tensor, "row rank"]
-) -> tuple[Int[Tensor, "row rank"], Float[Tensor, "row rank"]]:
-    """The nearest galleries, by measuring all those that may be as near as the last of some ``known`` distances."""
-    dim = task.queries.shape[1]
-    limits = _squared_limit(known[:, -1], dim)
-    ids, distances = rows.new_full(known.shape, -1), torch.full_like(known, torch.inf)
-    for start, block in _lower_bounds(task, rows, torch.float64):
-        row, column = _drop_own(task, rows, start, *_pairs_below(block, limits, _groups_below(block, limits)))
-        _insert(task, rows, row, column + start, ids, distances)
-        # a later gallery has a higher id, so it cannot take a place from one at distance zero
-        limits = torch.minimum(limits, _squared_limit(distances[:, -1], dim))
-        limits = limits.masked_fill(distances[:, -1] == 0, -torch.inf)
-    return ids, distances
-
-
-def _insert(
-    task: _Task,
-    rows: Int[Tensor, " row"],
-    row: Int[Tensor, " pair"],
-    new_ids: Int[Tensor, " pair"],
-    ids: Int[Tensor, "row rank"],
-    distances: Float[Tensor, "row rank"],
-) -> None:
-    """Measure pairs of a row (sorted) and a new gallery, and give them their places in ``ids`` and ``distances``."""
-    touched, new_distances, new_ids = _line_up(row, _measure(task, rows[row], new_ids), new_ids)
-    merged_ids, merged_distances = _ranked(
-        torch.cat([ids[touched], new_ids], dim=1), torch.cat([distances[touched], new_distances], dim=1)
+def _nothing(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
+    shape = len(task.queries), task.top_k
+    dtype = torch.promote_types(torch.promote_types(task.queries.dtype, task.galleries.dtype), torch.float32)
+    return (
+        torch.full(shape, -1, device=task.queries.device),
+        torch.full(shape, torch.inf, dtype=dtype, device=task.queries.device),
     )
-    ids[touched], distances[touched] = merged_ids[:, : ids.shape[1]], merged_distances[:, : ids.shape[1]]
 
 
-def _lower_bounds(
-    task: _Task, rows: Int[Tensor, " row"], dtype: torch.dtype
-) -> Iterator[tuple[int, Float[Tensor, "row column"]]]:
-    """For each block of galleries its first id and ``lower[i, j] <= |q_i - g_j|^2``; inf where a block is filled up.
+def _spare_copies(task: _Task) -> Bool[Tensor, " gallery"] | None:
+    """The galleries that no query can retrieve, for enough copies with lower ids are as near; None if there are none."""
+    x = task.galleries.contiguous()
+    n_bytes = x.element_size()
+    if x.numel() * n_bytes > task.memory_budget // 4:  # what is left may be copied
+        return None
+    bits = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[n_bytes])
+    weights = torch.randint(2**62, (x.shape[1],), generator=torch.Generator().manual_seed(0)).to(x.device)
+    # sums of integers are the same in any order
+    hashes, order = torch.cat([(part * weights).sum(dim=1) for part in bits.split(BLOCK)]).sort(stable=True)
+    is_copy = F.pad(hashes[1:] == hashes[:-1], (1, 0))  # of the one before
+    for places in is_copy.nonzero().squeeze(1).split(BLOCK):
+        is_copy[places] = (bits[order[places]] == bits[order[places - 1]]).all(dim=1)
+    # as many as there are places, and all that may be left out as items of the query
+    n_needed = task.top_k
+    if task.gallery_items is not None:
+        n_needed += int(task.gallery_items.unique(return_counts=True)[1].amax())
+    place = torch.arange(len(x), device=x.device)
+    n_before = place - place.masked_fill(is_copy, 0).cummax(dim=0).values
+    spare = torch.zeros_like(is_copy)
+    spare[order] = n_before >= n_needed
+    return spare if bool(spare.any()) else None
 
-    With ``u = eps / 2``, a product of ``dim`` numbers is off by at most ``dim * u * |q| * |g|`` (to first order) in any
-    order of summation, a squared norm by ``dim * u`` of itself, and centring, adding up and subtracting add a few
-    ``u * (|q| + |g|)^2``. All this is less than ``(dim + 8) * u * (|q| + |g|)^2 <= (dim + 8) * eps * (|q|^2 + |g|^2)``,
-    so it is enough to shrink the squared norms; twice as much covers the higher orders. The last term is for
-    products that are too small for a normal number.
+
+def _search_all(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
+    n_candidates = 2 * task.top_k + 8
+    n_queries = max(GROUP, task.memory_budget // 4 // (_PAIR_BYTES * n_candidates))
+    if n_queries >= len(task.queries):
+        return _Search(task).run()
+    parts = [slice(first, first + n_queries) for first in range(0, len(task.queries), n_queries)]
+    ids, distances = zip(*(_Search(task.part(part)).run() for part in parts), strict=True)
+    return torch.cat(ids), torch.cat(distances)
+
+
+class _Pairs(NamedTuple):
+    """Pairs that may be needed: the query's place in its row of blocks, the gallery's id, the bound, at most 0."""
+
+    row: Int[Tensor, " pair"]
+    ids: Int[Tensor, " pair"]
+    nearness: Float[Tensor, " pair"]
+
+    def take(self, which: Tensor) -> "_Pairs":
+        if which.dtype == torch.bool:
+            which = which.nonzero().squeeze(1)
+        return _Pairs(*(part.index_select(0, which) for part in self))
+
+
+class _Search:
+    """One pass over the blocks.
+
+    For each query a limit rises: what is below it is farther than ``top_k`` galleries that are known, even after
+    rounding. What reaches the limit is held, until a higher one shows that it is not needed. Each round looks at twice
+    as many galleries as the last, so that about ``top_k`` new ones per query reach its limit in a round.
     """
-    info, dim = torch.finfo(dtype), task.queries.shape[1]
-    shrink, smallest = 1 - 2 * (dim + 16) * info.eps, 4 * (dim + 16) * info.tiny
-    centre = task.centre.to(dtype)
-    q = task.queries[rows].to(dtype) - centre
-    q_squared = q.square().sum(dim=1, keepdim=True) * shrink
-    for start in range(0, len(task.galleries), task.n_columns):
-        g = task.galleries[start : start + task.n_columns].to(dtype) - centre
-        g_squared = g.square().sum(dim=1) * shrink - smallest
-        if missing := -len(g) % _GROUP:
-            g, g_squared = F.pad(g, (0, 0, 0, missing)), F.pad(g_squared, (0, missing), value=torch.inf)
-        yield start, torch.addmm(g_squared, q, g.T, alpha=-2).add_(q_squared)
+
+    def __init__(self, task: _Task) -> None:
+        self.task = task
+        side = _side_of_blocks(task)
+        self.blocks = PairBlocks(
+            task.queries,
+            task.galleries,
+            shape=(side, side),
+            memory_budget=task.memory_budget // 4,
+            product_dtype=task.product_dtype,
+        )
+        self.n_rows = self.blocks.n_rows
+        # above the numbers that fill up blocks, below all others
+        lowest = -torch.finfo(self.blocks.dtype).max / 10
+        n_limits = self.blocks.n_query_blocks * self.n_rows
+        self.limits = torch.full((n_limits,), lowest, dtype=self.blocks.dtype, device=task.queries.device)
+        self.limits[len(task.queries) :] = torch.inf
+        self.held: list[list[_Pairs]] = [[] for _ in range(self.blocks.n_query_blocks)]
+        self.n_pairs = task.memory_budget // 8 // _PAIR_BYTES
+        # pairs that the queries of a block may hold on average before they are measured
+        self.crowd = max(2 * task.top_k + 8, min(64, self.n_pairs // len(task.queries)))
+
+    def run(self) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
+        n_blocks = max(2 * torch.get_num_threads(), self.n_pairs // (2 * self.n_rows * self.crowd))
+        n_new = 0
+        for number, places in enumerate(self.rounds()):
+            for first in range(0, len(places), n_blocks):
+                look = self.look if number else self.look_closely
+                for found in self.blocks.visit(places[first : first + n_blocks], look):
+                    for q, pairs, limits in found:
+                        self.held[q // self.n_rows].append(pairs)
+                        self.raise_limits(q, limits)
+                        n_new += len(pairs.ids)
+                if n_new > self.n_pairs or first + n_blocks >= len(places):
+                    for row in range(len(self.held)):
+                        self.merge(row)
+                    n_new = 0
+        ids, distances = _nothing(self.task)
+        for row, (pairs,) in enumerate(self.held):
+            (place, *_), of_pairs, _ = nearest = self.nearest(row * self.n_rows, pairs)
+            place = row * self.n_rows + place, _rank(place)
+            ids[place], distances[place] = nearest[0].ids, of_pairs
+        return ids, distances
+
+    def rounds(self) -> Iterator[list[tuple[int, int]]]:
+        """Blocks by row and column; a round has as many of each row, so that all limits rise alike."""
+        n, m = self.blocks.n_query_blocks, self.blocks.n_gallery_blocks
+        n_steps = n // 2 + 1 if self.blocks.symmetric else m
+        first = 0
+        while first < n_steps:
+            last = min(2 * first or 1, n_steps)
+            yield [
+                (row, (row + step) % m)
+                for row in range(n)
+                for step in range(first, last)
+                # in the last step of an even number, half of the blocks are the others transposed
+                if not self.blocks.symmetric or 2 * step < n or row < n // 2
+            ]
+            first = last
+
+    def look(self, block: Block) -> list[tuple[int, _Pairs, Tensor | None]]:
+        """The pairs of a block that reach their limits, by the first query of their row of blocks."""
+        q, g, nearness = block
+        row, column = near_rows(nearness, self.limits_of(q))
+        sides = [(q, g, row, column, row * nearness.shape[1] + column)]
+        if self.blocks.symmetric and q != g:
+            column, row = near_columns(nearness, self.limits_of(g))
+            sides.append((g, q, column, row, row * nearness.shape[1] + column))
+        if any(len(places) > self.crowd * self.n_rows for *_, places in sides):
+            return self.look_closely(block)
+        numbers = nearness.view(-1)
+        return [
+            (q, self.without_own(q, _Pairs(row, ids + g, numbers.index_select(0, places).clamp_(max=0))), None)
+            for q, g, row, ids, places in sides
+        ]
+
+    def look_closely(self, block: Block) -> list[tuple[int, _Pairs, Tensor | None]]:
+        """The same if there may be too many: with higher limits, which the block itself gives, and measurements."""
+        q, g, nearness = block
+        sides = [(q, g, nearness)]
+        if self.blocks.symmetric and q != g:
+            sides.append((g, q, nearness.T.contiguous()))
+        found = []
+        for q, g, numbers in sides:
+            limits, pairs = self.limits_of(q).clone(), []
+            for first in range(0, len(numbers), _CLOSELY):
+                part, of_part = numbers[first : first + _CLOSELY], limits[first : first + _CLOSELY]
+                self.hide_own(q + first, g, part)
+                torch.maximum(of_part, self.limits_by_bounds(q + first, g, part), out=of_part)
+                row, column = near_rows(part, of_part)
+                new = _Pairs(row + first, column + g, part[row, column].clamp_(max=0))
+                if len(row) > self.crowd * len(part):
+                    new, _, measured_limits = self.nearest(q, _sorted(new))
+                    torch.maximum(limits, measured_limits, out=limits)
+                pairs.append(new)
+            found.append((q, _Pairs(*map(torch.cat, zip(*pairs, strict=True))), limits))
+        return found
+
+    def limits_by_bounds(self, q: int, g: int, numbers: Tensor) -> Float[Tensor, " row"]:
+        """Limits that the ``top_k`` largest lower bounds in each row of some numbers give."""
+        k, n_columns = self.task.top_k, numbers.shape[1]
+        if n_columns < k:
+            return torch.full_like(numbers[:, 0], -torch.inf)
+        lower = numbers.clamp(max=0).mul_(1 + self.blocks.rounding)
+        slack = self.blocks.gallery_slack[g : g + n_columns]
+        lower[:, : len(slack)] -= slack
+        if 2 * k <= n_columns // GROUP:  # among the largest of each group, which are quick to find
+            lower = lower.unflatten(1, (GROUP, -1)).amax(dim=1)
+        lower = lower.topk(k, dim=1).values[:, -1]
+        slack = self.blocks.query_slack[q : q + len(lower)]
+        lower[: len(slack)] -= slack
+        return nearness_within(lower.mul_(-2).sqrt_(), self.task.queries.shape[1])
+
+    def merge(self, row: int) -> None:
+        """What the queries of a row of blocks hold becomes one, with the limits that follow from it."""
+        if len(self.held[row]) == 1:
+            return
+        q = row * self.n_rows
+        pairs = _sorted(_Pairs(*map(torch.cat, zip(*self.held[row], strict=True))))
+        full, places = _first(pairs.row, self.n_rows, self.task.top_k)
+        lower = pairs.nearness[places].mul_(1 + self.blocks.rounding).sub_(self.blocks.gallery_slack[pairs.ids[places]])
+        lower = lower.amin(dim=1).sub_(self.blocks.query_slack[q + full])
+        limits = self.limits_of(q)
+        limits[full] = torch.maximum(limits[full], nearness_within(lower.mul_(-2).sqrt_(), self.task.queries.shape[1]))
+        pairs = pairs.take(pairs.nearness >= limits.index_select(0, pairs.row))
+        if len(pairs.ids) > self.crowd * self.n_rows:
+            pairs, _, measured_limits = self.nearest(q, pairs)
+            self.raise_limits(q, measured_limits)
+        self.held[row] = [pairs]
+
+    def nearest(self, q: int, pairs: _Pairs) -> tuple[_Pairs, Float[Tensor, " pair"], Float[Tensor, " row"]]:
+        """The ``top_k`` nearest of each query, by distance and id, their distances, and the limits they give."""
+        k, dim = self.task.top_k, self.task.queries.shape[1]
+        distances = torch.full_like(pairs.nearness, torch.inf)
+
+        def measure(which: Tensor) -> None:
+            distances[which] = measured(
+                self.task.queries,
+                self.task.galleries,
+                q + pairs.row[which],
+                pairs.ids[which],
+                self.task.memory_budget // 8,
+            )
+
+        def limits() -> Tensor:
+            full, places = _first(pairs.row, self.n_rows, k)
+            of_rows = torch.full_like(self.limits[: self.n_rows], -torch.inf)
+            of_rows[full] = nearness_within(distances[places].amax(dim=1), dim)
+            return of_rows
+
+        is_first = _rank(pairs.row) < k
+        measure(is_first.nonzero().squeeze(1))
+        may_come_in = pairs.nearness >= limits().index_select(0, pairs.row)
+        measure((may_come_in & ~is_first).nonzero().squeeze(1))
+        order = pairs.ids.argsort()
+        for values in (distances, pairs.row):
+            order = order[values[order].argsort(stable=True)]
+        order = order[_rank(pairs.row[order]) < k]
+        pairs, distances = pairs.take(order), distances[order]
+        return pairs, distances, limits()
+
+    def limits_of(self, q: int) -> Float[Tensor, " row"]:
+        return self.limits[q : q + self.n_rows]
+
+    def raise_limits(self, q: int, limits: Tensor | None) -> None:
+        if limits is not None:
+            torch.maximum(self.limits_of(q), limits, out=self.limits_of(q))
+
+    def hide_own(self, q: int, g: int, numbers: Tensor) -> None:
+        """Put the galleries with a query's number far off."""
+        if self.task.query_items is not None and self.task.gallery_items is not None:
+            query_items = self.task.query_items[q : q + len(numbers)]
+            gallery_items = self.task.gallery_items[g : g + numbers.shape[1]]
+            numbers[: len(query_items), : len(gallery_items)].masked_fill_(
+                query_items[:, None] == gallery_items, -torch.inf
+            )
+
+    def without_own(self, q: int, pairs: _Pairs) -> _Pairs:
+        if self.task.query_items is None or self.task.gallery_items is None:
+            return pairs
+        query_items = self.task.query_items.index_select(0, pairs.row + q)
+        return pairs.take(query_items != self.task.gallery_items.index_select(0, pairs.ids))
 
 
-def _squared_limit(distance: Float[Tensor, " row"], dim: int) -> Float[Tensor, " row"]:
-    """The squared distance from which on a gallery is farther than ``distance`` even after rounding."""
-    info = torch.finfo(distance.dtype)
-    slack = 4 * info.eps + dim * torch.finfo(torch.float64).eps
-    return (distance.double() * (1 + slack) + info.tiny).square()
+def _sorted(pairs: _Pairs) -> _Pairs:
+    """By row, then nearness: the nearest first."""
+    # numbers without sign are in the order of their bits; of float64, half of them will do
+    far = pairs.nearness.abs()
+    bits = far.view(torch.int64) >> 32 if far.dtype == torch.float64 else far.view(torch.int32).long()
+    return pairs.take((pairs.row << 32).add_(bits).argsort())
 
 
-def _groups_below(block: Float[Tensor, "row column"], limits: Float[Tensor, " row"]) -> Int[Tensor, " hit"]:
-    """Flat positions of the groups of columns with a number below their row's limit."""
-    return (block.unflatten(1, (-1, _GROUP)).amin(dim=2) < limits[:, None]).flatten().nonzero().squeeze(1)
+def _first(row: Int[Tensor, " pair"], n_rows: int, k: int) -> tuple[Int[Tensor, " full"], Int[Tensor, "full rank"]]:
+    """The rows that occur ``k`` times or more in the sorted ``row``, and where they do so first."""
+    counts = row.bincount(minlength=n_rows)
+    full = (counts >= k).nonzero().squeeze(1)
+    starts = (counts.cumsum(0) - counts)[full]
+    return full, starts[:, None] + torch.arange(k, device=row.device)
 
 
-def _pairs_below(
-    block: Float[Tensor, "row column"], limits: Float[Tensor, " row"], hits: Int[Tensor, " hit"]
-) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-    """Rows and columns, in this order, of the numbers below their row's limit, which are in the groups ``hits``."""
-    n_groups = block.shape[1] // _GROUP
-    below = block.view(-1, _GROUP)[hits] < limits[hits // n_groups, None]
-    hit, column = below.nonzero().unbind(1)
-    return hits[hit] // n_groups, hits[hit] % n_groups * _GROUP + column
+def _rank(row: Int[Tensor, " pair"]) -> Int[Tensor, " pair"]:
+    """How often the same has occurred before in the sorted ``row``."""
+    counts = row.bincount()
+    return torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
 
 
-def _mask_own(task: _Task, rows: Int[Tensor, " row"], start: int, block: Float[Tensor, "row column"]) -> None:
-    if task.query_items is not None and task.gallery_items is not None:
-        gallery_items = task.gallery_items[start : start + task.n_columns]
-        block[:, : len(gallery_items)].masked_fill_(task.query_items[rows, None] == gallery_items, torch.inf)
+def _side_of_blocks(task: _Task) -> int:
+    """Queries and galleries of a block, so that all threads can work within three eighths of the budget."""
+    side, dim = BLOCK, task.queries.shape[1]
+    n_threads = torch.get_num_threads() if task.queries.device.type == "cpu" else 1
+    n_bytes = 2 * task.queries.element_size()  # of a number of the product or a vector
+    while side > GROUP and n_threads * side * (side * (n_bytes + 48) + 3 * dim * n_bytes) > task.memory_budget * 3 // 8:
+        side //= 2
+    return side
 
 
-def _drop_own(
-    task: _Task, rows: Int[Tensor, " row"], start: int, row: Int[Tensor, " pair"], column: Int[Tensor, " pair"]
-) -> tuple[Int[Tensor, " left"], Int[Tensor, " left"]]:
-    if task.query_items is None or task.gallery_items is None:
-        return row, column
-    left = task.query_items[rows[row]] != task.gallery_items[column + start]
-    return row[left], column[left]
+def _same(queries: Tensor, galleries: Tensor) -> bool:
+    """Whether both are the same vectors in memory."""
+    return queries is galleries or (
+        (queries.data_ptr(), queries.shape, queries.stride(), queries.dtype, queries.device)
+        == (galleries.data_ptr(), galleries.shape, galleries.stride(), galleries.dtype, galleries.device)
+    )
 
 
-def _line_up(
-    row: Int[Tensor, " pair"], values: Float[Tensor, " pair"], ids: Int[Tensor, " pair"]
-) -> tuple[Int[Tensor, " line"], Float[Tensor, "line slot"], Int[Tensor, "line slot"]]:
-    """The rows that occur in the sorted ``row``; for each its values and ids, filled up with inf and -1."""
-    touched, line, counts = row.unique_consecutive(return_inverse=True, return_counts=True)
-    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[line]
-    shape = (len(touched), int(counts.amax()) if len(touched) else 0)
-    lined_values, lined_ids = values.new_full(shape, torch.inf), ids.new_full(shape, -1)
-    lined_values[line, slot], lined_ids[line, slot] = values, ids
-    return touched, lined_values, lined_ids
-
-
-def _measure(task: _Task, query_ids: Int[Tensor, " pair"], gallery_ids: Int[Tensor, " pair"]) -> Float[Tensor, " pair"]:
-    """The distances of pairs, evaluated in float64 as they are defined."""
-    distances = task.centre.new_empty(len(query_ids))
-    for start in range(0, len(query_ids), task.n_pairs):
-        part = slice(start, start + task.n_pairs)
-        squares = task.queries.index_select(0, query_ids[part]).double()
-        squares.sub_(task.galleries.index_select(0, gallery_ids[part])).square_()
-        while (width := squares.shape[1]) > 1:
-            # Adding the right half to the left one gives the same bits for any number of pairs; sum() may not.
-            squares[:, : width // 2] += squares[:, -(width // 2) :]
-            squares = squares[:, : -(width // 2)]
-        distances[part] = squares[:, 0].sqrt()
-    return distances
-
-
-def _ranked(
-    ids: Int[Tensor, "row slot"], distances: Float[Tensor, "row slot"]
-) -> tuple[Int[Tensor, "row slot"], Float[Tensor, "row slot"]]:
-    """Each row sorted by distance, then id."""
-    ids, by_id = ids.sort(dim=1)
-    distances, by_distance = distances.gather(1, by_id).sort(dim=1, stable=True)
-    return ids.gather(1, by_distance), distances
-
-
-def _block_sizes(dim: int, n_candidates: int, budget: int) -> tuple[int, int]:
-    """Numbers of queries and galleries for a block that fits the budget, even if all its pairs must be measured."""
-    n_rows, n_columns = _ROWS, _COLUMNS
-
-    def n_bytes() -> int:
-        return 24 * dim * (n_rows + n_columns) + 128 * n_rows * n_candidates + 256 * n_rows * n_columns
-
-    while n_bytes() > budget and (n_rows > 1 or n_columns > _GROUP):
-        if n_columns > max(n_rows, _GROUP) or n_rows == 1:
-            n_columns //= 2
-        else:
-            n_rows //= 2
-    return n_rows, n_columns
-
-
-@contextmanager
-def _full_precision_products(device_type: str) -> Iterator[None]:
-    """Without autocast, TF32 and bfloat16: the lower bounds count on the rounding of the dtype they are computed in."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    before = [backend.fp32_precision for backend in backends]
+def _has_float64(device: torch.device) -> bool:
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):  # MPS
+        return False
+    return True
+
+
+def _normalised(vectors: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """``x / |x|`` evaluated in float64, rounded."""
+    result, zero = torch.empty(vectors.shape, dtype=dtype, device=vectors.device), []
+    for start in range(0, len(vectors), BLOCK):
+        x = vectors[start : start + BLOCK].double()
+        largest = x.abs().amax(dim=1, keepdim=True)
+        zero.append((largest == 0).squeeze(1))
+        # by a power of two, which changes no bit, so that no square is lost
+        x = torch.ldexp(x, -torch.frexp(largest).exponent)
+        result[start : start + BLOCK] = x / row_sums(x.square())[:, None].sqrt_()
+    if zero and len(bad := torch.cat(zero).nonzero().squeeze(1)):
+        raise ValueError(
+            f"exact_search needs {name} other than zero for the cosine distance, got zeros in {len(bad)} of "
+            f"{len(vectors)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
+        )
+    return result
+
+
+def _check_options(
+    top_k: int, distance: str, product_dtype: torch.dtype | None, memory_budget: int, dtype: torch.dtype
+) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise ValueError(f"exact_search needs top_k >= 1 as an int, got {top_k!r}.")
+    if distance not in ("l2", "cosine"):
+        raise ValueError(f"exact_search knows the distances 'l2' and 'cosine', got {distance!r}.")
+    if product_dtype not in (None, dtype) and (product_dtype, dtype) != (torch.bfloat16, torch.float32):
+        raise ValueError(
+            f"exact_search multiplies {dtype} in {dtype}{' or bfloat16' if dtype == torch.float32 else ''}, "
+            f"got product_dtype={product_dtype}."
+        )
+    if memory_budget < 1:
+        raise ValueError(f"exact_search needs a positive memory_budget in bytes, got {memory_budget}.")
 
 
 def _check_shapes(queries: Tensor, galleries: Tensor, query_items: Tensor | None, gallery_items: Tensor | None) -> None:
