@@ -14,6 +14,7 @@ from oml.functional.ranking import Hits
 _BYTES_OF_A_HIT = 128  # what is known about a relevant item while blocks go by, and while they are sorted
 _BYTES_OF_A_PAIR = 64  # of a block, for each thread
 _PAIRS = 2**18  # that are placed at a time
+_FEW, _FEW_SHARE = 64, 32  # relevant items, and galleries for each of them, that are not worth a sort of the gallery
 _MEASURED_SHARE = 24  # measuring one in so many pairs of a block takes as long as their product in float64
 
 
@@ -68,31 +69,73 @@ def relevant_ranks(
     n_equal = torch.searchsorted(values, query_labels, right=True) - torch.searchsorted(values, query_labels)
     query, rank = torch.empty(2, int(n_equal.sum()), dtype=torch.int64, device=queries.device)
     n_found = 0
-    for part in _parts(n_equal, max(1, memory_budget // 4 // _BYTES_OF_A_HIT)):
+
+    def found(hits: Hits) -> None:
+        nonlocal n_found
+        here = slice(n_found, n_found := n_found + len(hits.query))
+        query[here], rank[here] = hits.query, hits.rank
+
+    is_frequent = n_equal > max(_FEW, len(galleries) // _FEW_SHARE)
+    if queries.dtype == torch.float64 or galleries.dtype == torch.float64:
+        is_frequent[:] = False  # bounds in float64 do not tell the distances
+    n_rows = max(1, min(BLOCK, memory_budget // 4 // (_BYTES_OF_A_PAIR * max(1, len(galleries)))))
+    frequent = is_frequent.nonzero().squeeze(1)
+    for start in range(0, len(frequent), n_rows):
+        rows = frequent[start : start + n_rows]
+        found(_ranks_by_sorting(queries, galleries, query_labels, gallery_labels, items, rows))
+    for part in _parts(n_equal.masked_fill(is_frequent, 0), max(1, memory_budget // 4 // _BYTES_OF_A_HIT)):
         whole = part == slice(0, len(queries))  # then the same object lets a product serve both of its items
-        hits = _ranks(
+        hits = _ranks_by_counting(
             queries if whole else queries[part],
             galleries,
             query_labels[part],
             gallery_labels,
             None if items is None else (items[0][part], items[1]),
+            (~is_frequent[part]).nonzero().squeeze(1),
             memory_budget,
         )
-        here = slice(n_found, n_found + len(hits.query))
-        query[here], rank[here] = hits.query + part.start, hits.rank
-        n_found = here.stop
-    return Hits(query[:n_found], rank[:n_found], len(queries))
+        found(hits._replace(query=hits.query + part.start))
+    query, rank = query[:n_found], rank[:n_found]
+    if 0 < len(frequent) < len(queries):
+        query, order = query.sort(stable=True)
+        rank = rank[order]
+    return Hits(query, rank, len(queries))
 
 
-def _ranks(
+def _ranks_by_sorting(
     queries: Tensor,
     galleries: Tensor,
     query_labels: Tensor,
     gallery_labels: Tensor,
     items: tuple[Tensor, Tensor] | None,
+    rows: Int[Tensor, " row"],
+) -> Hits:
+    """The hits of some queries, each with so many relevant items that the whole gallery can as well be ranked."""
+    some = queries[rows]
+    row, column = torch.arange(len(rows), device=rows.device), torch.arange(4 * BLOCK, device=rows.device)
+    parts = galleries.split(len(column))
+    distances = torch.cat([_distances_within(some, part, row[:, None], column[: len(part)]) for part in parts], dim=1)
+    is_relevant = query_labels[rows, None] == gallery_labels
+    if items is not None:
+        own = items[0][rows, None] == items[1]
+        distances.masked_fill_(own, torch.inf)
+        is_relevant &= ~own
+    row, rank = is_relevant.gather(1, distances.sort(dim=1, stable=True).indices).nonzero().unbind(1)
+    return Hits(rows[row], rank + 1, len(queries))
+
+
+def _ranks_by_counting(
+    queries: Tensor,
+    galleries: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    items: tuple[Tensor, Tensor] | None,
+    rows: Int[Tensor, " row"],
     memory_budget: int,
 ) -> Hits:
-    query, gallery = _equal(query_labels, gallery_labels)
+    """The hits of some queries; the others are there for symmetry."""
+    row, gallery = _equal(query_labels[rows], gallery_labels)
+    query = rows[row]
     if items is not None:
         others = items[0][query] != items[1][gallery]
         query, gallery = query[others], gallery[others]
@@ -209,33 +252,28 @@ class _Counts:
         return numbers.view(like.shape) if like.stride(1) == 1 else numbers.view(like.T.shape).T
 
     def _count_at_places(self, query: Tensor, gallery: Tensor, nearness: Tensor, n_seen: int) -> None:
-        slack = self._query_slack[query] + self._gallery_slack[gallery]
-        places = self._places(query, gallery, nearness, slack, n_seen)
-        self._count(places[places < self._ends[query]], 1)
-
-    def _places(self, query: Tensor, gallery: Tensor, nearness: Tensor, slack: Tensor, n_seen: int) -> Tensor:
-        """The places of galleries that are not relevant for their queries."""
-        places = self._first_reached(query, nearness)
-        slack = slack * (1 + 8 * torch.finfo(slack.dtype).eps)
+        """Count galleries, by bounds of their nearness and if need be by their distances; ``n_seen`` were looked at."""
+        places, ends = self._first_reached(query, nearness), self._ends[query]
+        slack = (self._query_slack[query] + self._gallery_slack[gallery]) * (1 + 8 * torch.finfo(nearness.dtype).eps)
         unsure = (nearness - slack <= self._inside[places]).nonzero().squeeze(1)
         query, gallery = query[unsure], gallery[unsure]
-        if nearness.dtype != torch.float64 and len(unsure) * _MEASURED_SHARE > n_seen:
-            # so many pairs of so few vectors: a product in float64 decides on nearly all of them
-            (queries, q), (galleries, g) = (ids.unique(return_inverse=True) for ids in (query, gallery))
-            x, y = self._queries[queries].double(), self._galleries[galleries].double()
-            blocks = PairBlocks(x, y, shape=(len(x) + GROUP, len(y) + GROUP))
-            (nearness,) = blocks.visit([(0, 0)], lambda block: block.nearness[q, g])
-            slack = blocks.query_slack[q] + blocks.gallery_slack[g]
-            places[unsure] = self._places(query, gallery, nearness, slack, n_seen)
-            return places
-        distance = measured(self._queries, self._galleries, query, gallery)
+        if len(unsure) * _MEASURED_SHARE > n_seen:
+            first_query, first_gallery = query.amin(), gallery.amin()
+            distance = _distances_within(
+                self._queries[int(first_query) : int(query.amax()) + 1],
+                self._galleries[int(first_gallery) : int(gallery.amax()) + 1],
+                query - first_query,
+                gallery - first_gallery,
+            )
+        else:
+            distance = measured(self._queries, self._galleries, query, gallery)
 
         def comes_before(place: Tensor) -> Tensor:
-            farther, equal = distance > self._distance[place], distance == self._distance[place]
-            return farther | (equal & (gallery > self._gallery[place]))
+            known = self._distance[place]
+            return (known < distance) | ((known == distance) & (self._gallery[place] < gallery))
 
-        places[unsure] = self._first(places[unsure], self._ends[query], comes_before)
-        return places
+        places[unsure] = self._first(places[unsure], ends[unsure], comes_before)
+        self._count(places[places < ends], 1)
 
     def _first_reached(self, query: Tensor, nearness: Tensor) -> Tensor:
         """The first places that are not certainly nearer."""
@@ -273,6 +311,26 @@ def _ones(mask: Float[Tensor, "row column"]) -> tuple[Int[Tensor, " hit"], Int[T
     number = two.index_select(0, hit).mul_(2).add_(place)
     row = number // mask.shape[1]
     return row, number.sub_(row * mask.shape[1])
+
+
+def _distances_within(
+    queries: Float[Tensor, "query dim"],
+    galleries: Float[Tensor, "gallery dim"],
+    row: Int[Tensor, "*pair"],
+    column: Int[Tensor, "*pair"],
+) -> Float[Tensor, "*pair"]:
+    """What ``measured`` says of many pairs of few vectors: bounds in float64 leave but one number to round to."""
+    blocks = PairBlocks(queries.double(), galleries.double(), shape=(len(queries) + GROUP, len(galleries) + GROUP))
+    (nearness,) = blocks.visit([(0, 0)], lambda block: block.nearness[row, column])
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
+    error = (queries.shape[1] + 8) * torch.finfo(torch.float64).eps  # of sums and square roots
+    slack = (blocks.query_slack[row] + blocks.gallery_slack[column]) * (1 + error)
+    farthest = (slack - nearness).clamp_(min=0).mul_(2).sqrt_().mul_(1 + error).to(dtype)
+    distance = nearness.clamp_(max=0).mul_(-2).sqrt_().mul_(1 - error).to(dtype)
+    unsure = distance != farthest
+    row, column = (ids.expand(unsure.shape)[unsure] for ids in (row, column))
+    distance[unsure] = measured(queries, galleries, row, column)
+    return distance
 
 
 def _nearness_inside(distances: Float[Tensor, " pair"], dim: int) -> Float[Tensor, " pair"]:
