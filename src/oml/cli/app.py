@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import oml
+from oml.cli.audit import audit
 from oml.cli.check import check
 from oml.cli.compare import compare
 from oml.cli.convert import convert
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.command()(audit)
 app.command()(check)
 app.command()(compare)
 app.command()(convert)
