@@ -144,7 +144,7 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def _images(results: "RetrievalResults", tables: list[Path], root: Path | None, sep: str) -> _Images | None:
-    """Of the last of the tables; they may lie in different places, but must not have different names."""
+    """Of the last of the tables. Their files may lie in different places, but must not have different names."""
     found = [_images_of(results, table, table.parent if root is None else root, sep) for table in tables]
     names = [[Path(path).name for path in images.paths] for images in found]
     if len(names) == 2 and names[0] != names[1]:
@@ -225,7 +225,7 @@ def _show(
     if n_labels < _FEW_LABELS:
         console.print(f"With {n_labels} labels the intervals are too narrow; have {_FEW_LABELS} or more.\n")
 
-    if not (comparison.change != 0).any():
+    if not any(metric.change.any() for metric in comparison.metrics.values()):
         console.print("No query has changed.")
     folder = "" if paths is None else os.path.commonpath([Path(path).absolute().parent for path in paths])
     for title, rows in (("gained", better), ("lost", worse)):

@@ -225,10 +225,10 @@ def _what_differs(a: RetrievalResults, b: RetrievalResults, kind: str) -> list[s
 
 
 def _cuts(metrics: Sequence[str], top_k: Sequence[int], n_a: int, n_b: int) -> list[tuple[str, int]]:
-    """The metrics and their k, each once."""
+    """The metrics and their k."""
     most = min(n_a, n_b)
     if not metrics and not top_k:
-        return list(dict.fromkeys((name, min(k, most)) for name, k in _DEFAULT))
+        return [(name, min(k, most)) for name, k in _DEFAULT]
     wanted = []
     for metric in metrics or ("cmc", "precision", "map"):
         match = re.fullmatch(rf"({'|'.join(METRICS)})(?:@(\d+))?", metric)
@@ -240,4 +240,4 @@ def _cuts(metrics: Sequence[str], top_k: Sequence[int], n_a: int, n_b: int) -> l
             f"compare_results can cut at 1 to {most}, got {', '.join(bad)}: A holds the {n_a} nearest galleries of a "
             f"query, B the {n_b} nearest. Search with a larger top_k for more."
         )
-    return list(dict.fromkeys(wanted))
+    return wanted
