@@ -40,8 +40,9 @@ def relevant_ranks(
     How: the distances of the relevant pairs are measured first. Then the products of all pairs go by in blocks, and
     whatever may be nearer than the farthest relevant item of a query is counted: proven bounds tell before which of
     the relevant items it comes, and where they leave it open it is measured. So the time is that of the products if
-    relevant items are among the nearest, and grows with their number if they are not. If ``galleries is queries``, and
-    labels and items are the same too, each product serves both of its items. Gradients do not flow.
+    relevant items are among the nearest, and grows with their number if they are not; queries with so many of them that
+    this would take longer have their whole gallery ranked. If ``galleries is queries``, and labels and items are the
+    same too, each product serves both of its items. Gradients do not flow.
 
     Args:
         queries: What to search with.
@@ -63,6 +64,9 @@ def relevant_ranks(
         Hits(query=tensor([0, 2]), rank=tensor([2, 2]), n_queries=3)
     """
     _check(queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
+    if queries.shape == galleries.shape and queries.stride() == galleries.stride():
+        # views of the same numbers are the same vectors
+        galleries = queries if queries.data_ptr() == galleries.data_ptr() else galleries
     items = None if query_items is None or gallery_items is None else (query_items.long(), gallery_items.long())
     query_labels, gallery_labels = query_labels.long(), gallery_labels.long()
     values = gallery_labels.sort().values
@@ -112,7 +116,7 @@ def _ranks_by_sorting(
 ) -> Hits:
     """The hits of some queries, each with so many relevant items that the whole gallery can as well be ranked."""
     some = queries[rows]
-    row, column = torch.arange(len(rows), device=rows.device), torch.arange(4 * BLOCK, device=rows.device)
+    row, column = torch.arange(len(rows), device=rows.device), torch.arange(BLOCK, device=rows.device)
     parts = galleries.split(len(column))
     distances = torch.cat([_distances_within(some, part, row[:, None], column[: len(part)]) for part in parts], dim=1)
     is_relevant = query_labels[rows, None] == gallery_labels
@@ -316,9 +320,9 @@ def _ones(mask: Float[Tensor, "row column"]) -> tuple[Int[Tensor, " hit"], Int[T
 def _distances_within(
     queries: Float[Tensor, "query dim"],
     galleries: Float[Tensor, "gallery dim"],
-    row: Int[Tensor, "*pair"],
-    column: Int[Tensor, "*pair"],
-) -> Float[Tensor, "*pair"]:
+    row: Int[Tensor, "..."],
+    column: Int[Tensor, "..."],
+) -> Float[Tensor, "..."]:
     """What ``measured`` says of many pairs of few vectors: bounds in float64 leave but one number to round to."""
     blocks = PairBlocks(queries.double(), galleries.double(), shape=(len(queries) + GROUP, len(galleries) + GROUP))
     (nearness,) = blocks.visit([(0, 0)], lambda block: block.nearness[row, column])
