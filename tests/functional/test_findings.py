@@ -383,8 +383,8 @@ def test_planted_copies_are_found_and_nothing_else(dim: int, n_each: int, share:
     noise[::2] = 0
     embeddings = torch.cat([embeddings, embeddings[copied] + noise])
     sides = torch.cat([sides, 1 - sides[copied]])
-    across = nearest_across(embeddings, sides)
-    found = near_copies(across, copy_distance(across.distances[:, 0]))
+    limit = copy_distance(nearest_items(embeddings).distances[:, 0])
+    found = near_copies(nearest_across(embeddings, sides), limit)
     assert sorted(found.pairs.tolist()) == sorted([int(item), 600 + i] for i, item in enumerate(copied))
     assert len(set(found.groups.tolist())) == len(copied)
     assert (found.scores[: len(copied[::2])] == 1).all()

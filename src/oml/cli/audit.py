@@ -43,9 +43,9 @@ def audit(
 ) -> None:
     """Find likely wrong labels, copies and labels that are mixed, by the embeddings of a table's images.
 
-    Embeddings belong to the rows of the table in their order, or to those of one split. Writes findings.csv, a row for
-    each finding, and audit.html, a page of pictures that any browser shows. The findings are to be looked at by a person:
-    nothing in the table is changed.
+    Embeddings belong to the rows of the table in their order, or to those of one split. Writes findings.csv, a row
+    for each finding, and audit.html, a page of pictures that any browser shows. They are for a person to look at: the
+    table stays as it is.
 
     Examples:
 

@@ -363,7 +363,9 @@ def _trust(
     label = voted * (_LEVELS + 1)
     keys, order = (label + level).sort()
     right = F.pad((voted == codes)[order].cumsum(0), (1, 0))
-    start, end = torch.searchsorted(keys, label), torch.searchsorted(keys, label + level, right=True)
+    start = torch.searchsorted(keys, label)
+    # two differences of rounded numbers may be 2 levels apart though they are as clear
+    end = torch.searchsorted(keys, label + (level + 2).clamp(max=_LEVELS), right=True)
     is_right, is_vote = voted == codes, level < _LEVELS
     usual = (is_right & is_vote).sum() / is_vote.sum().clamp(min=1)
     return (right[end] - right[start] - is_right.long() + usual.double()) / (end - start)

@@ -56,8 +56,8 @@ class Audit(NamedTuple):
     """how many items have a nearest neighbour of their label, of those that could have one"""
     chance: float
     """the same if neighbours were drawn at random"""
-    copy_distances: dict[str, float]
-    """the distance up to which items are copies, for both kinds of copies"""
+    copy_distance: float
+    """up to which items are copies"""
 
 
 def audit_table(
@@ -105,15 +105,13 @@ def audit_table(
 
     scores = {} if min_score is None else {"min_score": min_score}
     parts = [_wrong(neighbours, labels, sequences, scores, columns_of)]
+    limit = copy_distance(neighbours.distances[:, :1].flatten()) if max_distance is None else float(max_distance)
     inside = sides[neighbours.ids.clamp(min=0)] == sides[:, None]
-    copy_distances = {}
-    for kind, found in {
-        COPY_ACROSS: nearest_across(embeddings, sides),
-        COPY_WITHIN: neighbours._replace(distances=neighbours.distances.where(inside, torch.inf)),
-    }.items():
-        nearest = found.distances.sort(dim=1).values[:, :1].flatten()
-        copy_distances[kind] = copy_distance(nearest) if max_distance is None else max_distance
-        copies = near_copies(found, copy_distances[kind])
+    for kind, found in (
+        (COPY_ACROSS, nearest_across(embeddings, sides)),
+        (COPY_WITHIN, neighbours._replace(distances=neighbours.distances.where(inside, torch.inf))),
+    ):
+        copies = near_copies(found, limit)
         part: dict[str, Any] = {"kind": kind, "score": copies.scores.numpy(), "group": copies.groups.numpy()}
         part |= columns_of(copies.pairs[:, 0]) | columns_of(copies.pairs[:, 1], "other_")
         parts.append(DataFrame({**part, "distance": copies.distances.numpy()}))
@@ -123,7 +121,7 @@ def audit_table(
     parts.append(DataFrame({"kind": MIXED_LABELS, **pairs}))
 
     findings = pd.concat([part.reindex(columns=list(COLUMNS)).astype(COLUMNS) for part in parts], ignore_index=True)
-    return Audit(findings, items, embeddings, neighbours, *_agreement(neighbours, labels), copy_distances)
+    return Audit(findings, items, embeddings, neighbours, *_agreement(neighbours, labels), limit)
 
 
 def _wrong(

@@ -23,7 +23,7 @@ from oml.report.audit import COPY_ACROSS, COPY_WITHIN, MIXED_LABELS, WRONG_LABEL
 from oml.utils.images.images import ShrinkingReader
 
 SIDE = 128  # pixels of the longer side of a picture
-N_NEIGHBOURS, N_OWN, N_COPIES, N_MIXED = 6, 3, 10, 6  # pictures of a finding
+N_NEIGHBOURS, N_OWN, N_COPIES, N_MIXED = 5, 2, 8, 8  # pictures of a finding
 _MOST_COMPARED = 1000  # items of a label among which the nearest ones are looked for
 
 
@@ -98,7 +98,7 @@ def audit_page(
         n_neighbours=audit.neighbours.ids.shape[1],
         agreement=audit.agreement,
         chance=audit.chance,
-        copy_distances=audit.copy_distances,
+        copy_distance=audit.copy_distance,
         missing=pictures.missing,
         version=oml.__version__,
     )
@@ -106,9 +106,9 @@ def audit_page(
 
 
 def _wrong(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Shown]:
-    labels = audit.items[LABELS_COLUMN].to_numpy()
+    labels = audit.items[LABELS_COLUMN].to_numpy(dtype=np.int64)
     for row, label, suggested, score in part[["row", "label", "suggested_label", "score"]].itertuples(index=False):
-        item = audit.items.index.get_loc(row)
+        item = int(audit.items.index.get_indexer([row])[0])
         roles = {label: "same", suggested: "suggested"}
         near = zip(audit.neighbours.ids[item].tolist(), audit.neighbours.distances[item].tolist(), strict=True)
         own = np.flatnonzero(labels == label)
@@ -117,7 +117,7 @@ def _wrong(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Sho
             ("the item", [pictures(item, "item")]),
             (
                 "its nearest neighbours",
-                [pictures(i, roles.get(labels[i], ""), d) for i, d in islice(near, N_NEIGHBOURS) if i >= 0],
+                [pictures(i, roles.get(int(labels[i]), ""), d) for i, d in islice(near, N_NEIGHBOURS) if i >= 0],
             ),
             (f"others of label {pictures.label(label)}", _nearest(audit, item, own, N_OWN, pictures, "same")),
         ]
@@ -130,8 +130,9 @@ def _copies(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Sh
         items = audit.items.index.get_indexer(pd.unique(group[["row", "other_row"]].to_numpy(dtype=np.int64).ravel()))
         n_labels = audit.items[LABELS_COLUMN].iloc[items].nunique()
         title = f"{len(items)} items of {n_labels} labels" if n_labels > 1 else f"{len(items)} items"
-        shown = [pictures(item) for item in items[:N_COPIES]]
-        caption = f"{group['distance'].min():.3g} to {group['distance'].max():.3g} apart"
+        shown = [pictures(item) for item in items[:N_COPIES].tolist()]
+        ends = dict.fromkeys(f"{distance:.3g}" for distance in (group["distance"].min(), group["distance"].max()))
+        caption = f"{' to '.join(ends)} apart"
         caption += f"; {len(items) - N_COPIES} more are in the table" if len(items) > N_COPIES else ""
         yield Shown(title, group["score"].max(), [(caption, shown)])
 
@@ -149,7 +150,9 @@ def _mixed(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Sho
             items, others = items[:_MOST_COMPARED], others[:_MOST_COMPARED]
             distances = torch.cdist(audit.embeddings[items].float(), audit.embeddings[others].float()).amin(dim=1)
             nearest = items[distances.argsort(stable=True)[:N_MIXED].numpy()]
-            strips.append((f"of {pictures.label(name)}, nearest to the other label", [pictures(i) for i in nearest]))
+            strips.append(
+                (f"of {pictures.label(name)}, nearest to the other label", [pictures(i) for i in nearest.tolist()])
+            )
         yield Shown(title, score, strips)
 
 
@@ -160,7 +163,7 @@ def _nearest(audit: Audit, item: int, others: np.ndarray, n: int, pictures: "_Pi
 
 
 class _Pictures:
-    """Thumbnails of items, as data URIs; the last lines tell label, row and split."""
+    """Thumbnails of items with what is to be read of them; each image is read once."""
 
     def __init__(self, items: DataFrame, root: Path) -> None:
         is_there = is_path(items[PATHS_COLUMN])
@@ -188,7 +191,7 @@ class _Pictures:
         lines.append(str(row[PATHS_COLUMN]))
         return Picture(self._source(item), lines, role)
 
-    def label(self, label: int) -> str:
+    def label(self, label: int | np.integer) -> str:
         return f"{label} ({self._names[label]})" if label in self._names else str(label)
 
     def _source(self, item: int) -> str:

@@ -15,8 +15,10 @@ from oml.datasets._table_rules import rows_where
 
 
 def read_embeddings(path: Path | str) -> Float[Tensor, "item dim"]:
-    """The embeddings in a file: of .safetensors under the key ``embeddings``, as ``oml demo`` writes them, a .npy array,
-    or a .parquet column ``embeddings`` of lists.
+    """The embeddings in a file.
+
+    A .safetensors file has them under the key ``embeddings``, as ``oml demo`` writes them, a .npy file is one array, a
+    .parquet file has a column ``embeddings`` of lists.
 
     Raises:
         FileNotFoundError: There is no such file.
