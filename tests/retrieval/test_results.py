@@ -301,6 +301,19 @@ def test_equal_distances_rank_by_position() -> None:
     assert results.distances[:, :5].eq(0).all()
 
 
+def test_distances_may_be_cosines_and_products_in_bfloat16() -> None:
+    everyone = torch.ones(4, dtype=torch.bool)
+    x, labels = torch.tensor([[1.0, 0.0], [0.0, 0.5], [5.0, 5.0], [1.0, 0.5]]), torch.zeros(4).long()
+    results = RetrievalResults.from_embeddings(x, labels, everyone, everyone, top_k=3, distance="cosine")
+    assert results.retrieved_ids[0].tolist() == [3, 2, 1]
+    torch.testing.assert_close(results.distances[0], 1 - torch.tensor([1.25**-0.5, 0.5**0.5, 0]))
+    arguments: Any = {"labels": labels, "is_query": everyone, "is_gallery": everyone, "top_k": 3}
+    l2 = RetrievalResults.from_embeddings(x, **arguments)
+    assert l2.retrieved_ids[3].tolist() == [0, 1, 2]
+    assert results.retrieved_ids[3].tolist() == [2, 0, 1]
+    assert_equal(RetrievalResults.from_embeddings(x, **arguments, product_dtype=torch.bfloat16), l2)
+
+
 def test_results_of_a_data_set(tmp_path: Path) -> None:
     for item in range(5):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{item}.png")
@@ -421,8 +434,10 @@ def test_bad_parts_are_refused() -> None:
         ),
         (
             {"retrieved_ids": torch.tensor([[1, 2], [0, 2], [0, 1]]), "distances": torch.tensor([[2.0, 1.0]] * 3)},
-            r"in ascending order, got others in 3 rows, such as \[2.0, 1.0\] in row 0",
+            r"in ascending order, .* got others in 3 rows, such as \[2.0, 1.0\] in row 0",
         ),
+        ({"distances": torch.tensor([[1.0], [math.inf], [math.inf]])}, r"others in 1 rows, such as \[inf\] in row 1"),
+        ({"distances": torch.ones(3, 1)}, r"others in 1 rows, such as \[1.0\] in row 2"),
         ({"distances": torch.tensor([[1.0], [math.nan], [math.inf]])}, r"others in 1 rows, such as \[nan\] in row 1"),
         (
             {"retrieved_ids": torch.tensor([[1, 1], [0, 2], [0, 1]]), "distances": torch.ones(3, 2)},

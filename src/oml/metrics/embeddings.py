@@ -101,6 +101,8 @@ class EmbeddingMetrics(IMetricVisualisable):
             retrieve items of its own sequence.
         index_key: entry with the position of each item in the data set, if items may come more than once or in any
             order, as from several processes: each counts once, in the order of the data set.
+        product_dtype: ``torch.bfloat16`` for the same results sooner, on hardware that multiplies in it; see
+            :func:`oml.functional.search.exact_search`.
 
     Attributes:
         metrics: the numbers, ``{"OVERALL": {"cmc": {1: tensor(0.9)}, ...}, ...}``.
@@ -136,6 +138,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         on_missing: Literal["raise", "ignore"] = "raise",
         sequence_key: str | None = None,
         index_key: str | None = None,
+        product_dtype: torch.dtype | None = None,
     ) -> None:
         top_k = {
             "cmc": cmc_top_k,
@@ -174,6 +177,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.on_missing: Literal["raise", "ignore"] = on_missing
         self.sequence_key = sequence_key
         self.index_key = index_key
+        self.product_dtype = product_dtype
 
         keys = [embeddings_key, labels_key, is_query_key, is_gallery_key, *self.extra_keys]
         keys += [key for key in (categories_key, sequence_key, index_key) if key is not None]
@@ -330,6 +334,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             top_k=top_k,
             sequences=None if self.sequence_key is None else self._stored(self.sequence_key),
             on_missing=self.on_missing,
+            product_dtype=self.product_dtype,
         )
 
     def ready_to_visualize(self) -> bool:

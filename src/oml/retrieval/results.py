@@ -123,10 +123,10 @@ class RetrievalResults:
                 "Ids are positions in the data set."
             )
         ordered = (distances[:, 1:] >= distances[:, :-1]).all(dim=1) & ~distances.isnan().any(dim=1)
-        if len(rows := (~ordered).nonzero().squeeze(1)):
+        if len(rows := (~ordered | (distances.isinf() != is_empty).any(dim=1)).nonzero().squeeze(1)):
             raise ValueError(
-                f"RetrievalResults needs distances in ascending order, got others in {len(rows)} rows, such as "
-                f"{distances[rows[0]].tolist()} in row {int(rows[0])}."
+                "RetrievalResults needs distances in ascending order, infinite where there is no gallery (-1) and only "
+                f"there, got others in {len(rows)} rows, such as {distances[rows[0]].tolist()} in row {int(rows[0])}."
             )
         self.query_ids = query_ids
         self.query_labels = query_labels
@@ -158,6 +158,8 @@ class RetrievalResults:
         sequences: Int[Tensor, " item"] | None = None,
         ids: Int[Tensor, " item"] | None = None,
         on_missing: Literal["raise", "ignore", "keep"] = "raise",
+        distance: Literal["l2", "cosine"] = "l2",
+        product_dtype: torch.dtype | None = None,
         memory_budget: int = 512 * 2**20,
     ) -> "RetrievalResults":
         """Search with the queries in the galleries of a data set; an item never finds itself.
@@ -172,7 +174,7 @@ class RetrievalResults:
             ids: the items' positions in the data set, if these are but some of them: see :meth:`merge`.
             on_missing: what to do about queries that have nothing to find: ``raise``, or ``ignore`` to leave them
                 out, with a warning; or ``keep``, if galleries of other parts are yet to be merged.
-            memory_budget: bytes that the search may use beyond its inputs and outputs.
+            distance, product_dtype, memory_budget: see :func:`oml.functional.search.exact_search`.
 
         Raises:
             NothingToFindError: see ``on_missing``; the text has their number and the first rows. Also raised if
@@ -224,6 +226,8 @@ class RetrievalResults:
             top_k,
             query_items=own[queries],
             gallery_items=own[galleries],
+            distance=distance,
+            product_dtype=product_dtype,
             memory_budget=memory_budget,
         )
         return cls(
@@ -244,6 +248,8 @@ class RetrievalResults:
         *,
         top_k: int,
         on_missing: Literal["raise", "ignore"] = "raise",
+        distance: Literal["l2", "cosine"] = "l2",
+        product_dtype: torch.dtype | None = None,
         memory_budget: int = 512 * 2**20,
     ) -> "RetrievalResults":
         """Search with the labels, roles and, if there are any, sequences of a data set; no image is read.
@@ -251,7 +257,7 @@ class RetrievalResults:
         Args:
             embeddings: of all items, in the order of the data set.
             dataset: which items are queries and galleries, and what they should find.
-            top_k, on_missing, memory_budget: see :meth:`from_embeddings`.
+            top_k, on_missing, distance, product_dtype, memory_budget: see :meth:`from_embeddings`.
 
         Raises:
             NothingToFindError, ValueError: see :meth:`from_embeddings`.
@@ -272,6 +278,8 @@ class RetrievalResults:
             top_k=top_k,
             sequences=sequences,
             on_missing=on_missing,
+            distance=distance,
+            product_dtype=product_dtype,
             memory_budget=memory_budget,
         )
 
