@@ -208,14 +208,14 @@ def verification_metrics(
     pairs in bins of distances, 6e-5 of the distance wide; its error is proven to be below 0.001, or a warning tells how
     large it may be, which happens if very many pairs are as far as others. It is much smaller in practice.
 
-    How: a few blocks of random queries and galleries tell between which distances a threshold lies, up to the error
-    which their differences let expect. One pass over the products of all pairs, in blocks, counts those that are
-    certainly nearer, and measures those between, or that the bounds of the products leave open. If the threshold is
-    not among them, or too many were to be measured, a pass counts all pairs in bins, and another one measures. The
-    random numbers come from a generator of their own, and no bit of the result depends on them, on the budget or the
-    threads. If ``galleries is queries``, with the same labels and items, half of the products are enough. Time grows
-    with the pairs that lie at a threshold: where a large share of all the pairs has one distance, such as that of a
-    collapsed model, all these are measured. Gradients do not flow.
+    How: a few blocks of random queries and galleries tell between which distances a threshold lies, with a margin for
+    the error that their differences let expect. One pass over the products of all pairs, in blocks, counts those that
+    are certainly nearer, and measures those between, or that the bounds of the products leave open. If the threshold is
+    not among them, or too many would have to be measured, a pass counts all pairs in bins, and another one measures.
+    The random numbers come from a generator of their own; no bit of the first three values depends on them, and none
+    of any value on the budget or the threads. If ``galleries is queries``, with the same labels and items, half of the
+    products are enough. The time grows with the pairs that lie at a threshold, except for copies of the same vectors,
+    as of a collapsed model, which are measured once. Gradients do not flow.
 
     Args:
         queries: What to compare.
@@ -247,9 +247,9 @@ def verification_metrics(
         {'fnmr@fmr': {0.1: tensor(0.)}, 'eer': tensor(0.)}
     """
     owner = "verification_metrics"
-    for name, values in (("fmr_vals", fmr_vals), ("far_vals", far_vals)):
-        if len(values):
-            _check_shares(owner, name, values)
+    for name, shares in (("fmr_vals", fmr_vals), ("far_vals", far_vals)):
+        if len(shares):
+            _check_shares(owner, name, shares)
     if not (len(fmr_vals) or len(far_vals) or eer or roc_auc):
         raise ValueError(f"{owner} needs something to compute: fmr_vals, far_vals, eer or roc_auc.")
     pairs = _Pairs(owner, queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
@@ -270,24 +270,23 @@ def verification_metrics(
     ranges = [(near.rank(low), near.rank(high)) for near, (low, high) in zip(around, ranks, strict=True)]
     firsts = iter(ranges[len(fmr_vals) :])  # the nearest negatives that are not admitted
     thresholds += [next(firsts)[0] if n < n_negatives else math.inf for n in n_admitted]
-    near_positives = iter(pairs.counted(ranges, positive=True))
+    joined, places = _joined(ranges)
+    lists = pairs.counted(joined, positive=True)
+    near_positives = iter([lists[place] for place in places])
     n_nearer = [n_positives if t == math.inf else next(near_positives).n_less(t) for t in thresholds]
 
-    def share(value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float32, device=queries.device)
-
-    values: dict[str, dict[float | int, Tensor] | Tensor] = {}
+    metrics: dict[str, dict[float | int, Tensor] | Tensor] = {}
     if len(fmr_vals):
-        n_missed = [n_positives - n for n in n_nearer[: len(fmr_vals)]]
-        values["fnmr@fmr"] = {fmr: share(n / n_positives) for fmr, n in zip(fmr_vals, n_missed, strict=True)}
+        rejected = [_share((n_positives - n) / n_positives, queries) for n in n_nearer[: len(fmr_vals)]]
+        metrics["fnmr@fmr"] = dict(zip(fmr_vals, rejected, strict=True))
     if len(far_vals):
-        found = n_nearer[len(fmr_vals) :]
-        values["tar@far"] = {far: share(n / n_positives) for far, n in zip(far_vals, found, strict=True)}
+        accepted = [_share(n / n_positives, queries) for n in n_nearer[len(fmr_vals) :]]
+        metrics["tar@far"] = dict(zip(far_vals, accepted, strict=True))
     if eer:
-        values["eer"] = share(crossing)
+        metrics["eer"] = _share(crossing, queries)
     if roc_auc:
-        values["roc_auc"] = share(_area_of_all(pairs, positive_bins, negative_bins))
-    return values
+        metrics["roc_auc"] = _share(_area_of_all(pairs, positive_bins, negative_bins), queries)
+    return metrics
 
 
 @torch.no_grad()
@@ -443,7 +442,7 @@ class _Scale:
         self.edges = bits.bitwise_left_shift_(self._shift).view(smallest.dtype).double()
         self.edges[0] = 0
 
-    def counts(self, nearness: Float[Tensor, "query gallery"], scratch: Tensor) -> Int[Tensor, " bin"]:
+    def counts(self, nearness: Float[Tensor, "..."], scratch: Float[Tensor, "..."]) -> Int[Tensor, " bin"]:
         """How many pairs each bin holds; those that are infinitely far are not counted."""
         bins = torch.neg(nearness, out=scratch).clamp_(min=0).view(self._integer)  # the order of both is the same
         bins.bitwise_right_shift_(self._shift).clamp_(self._first, self._first + self._n).sub_(self._first)
@@ -498,7 +497,9 @@ class _Pairs:
             queries, galleries = (queries[q], galleries[g]) if not self._symmetric else [queries[q]] * 2
             labels, *rest = ((key[0][q], key[1][g]) for key in keys)
             items = rest[0] if rest else None
-        self._vectors, self._labels, self._items = (queries, galleries), labels, items
+        self._vectors = queries, galleries
+        self._labels = labels[0].int(), labels[1].int()  # quicker to compare
+        self._items = None if items is None else (items[0].int(), items[1].int())
         self._dim = queries.shape[1]
 
         rows = columns = BLOCK
@@ -511,7 +512,7 @@ class _Pairs:
         self._shape = rows, columns
         self._blocks = PairBlocks(queries, galleries, shape=self._shape, memory_budget=memory_budget * 3 // 8)
         self.dtype = self._blocks.dtype
-        self._measure_budget = memory_budget // 8
+        self._memory_budget = memory_budget
         self._buffers = local()
         slacks = self._blocks.query_slack, self._blocks.gallery_slack
         self._row_slack, self._column_slack = (
@@ -529,12 +530,24 @@ class _Pairs:
             for x in (self.slack / 8, self.farthest)
         )
         self.scale = _Scale(low, high)
-        self._labels_meet = self._meetings(labels)
-        meet = self._labels_meet if items is None else self._labels_meet | self._meetings(items)
+        self._labels_meet = self._meetings(self._labels)
+        meet = self._labels_meet if self._items is None else self._labels_meet | self._meetings(self._items)
         self._meet = meet.tolist()  # as it is looked up for each block
+        of_queries = _kinds(queries)
+        of_galleries = of_queries if galleries is queries else _kinds(galleries)
+        worth_it = 2 * len(of_queries[1]) * len(of_galleries[1]) <= len(queries) * len(galleries)
+        self._kinds = (of_queries, of_galleries) if worth_it else None
+
+        # a product of a pair takes about a hundredth of the time that measuring takes
+        self._positives = None
+        n_products = len(self._places(positive=True)) * rows * columns
+        if self.n_positives <= min(n_products // 64, memory_budget // 64):
+            self._positives = self._measured_positives()
 
     def binned(self, *, positive: bool) -> Int[Tensor, " bin"]:
-        """In which bins of the scale the lower bounds of half squared distances are."""
+        """In which bins of the scale half squared distances are, or their lower bounds."""
+        if positive and self._positives is not None:
+            return self.scale.counts(self._positives.values.square().mul(-0.5), self._positives.values.clone())
         counts = torch.zeros(len(self.scale.edges) - 1, dtype=torch.int64, device=self._vectors[0].device)
         lock = Lock()
 
@@ -552,6 +565,8 @@ class _Pairs:
         """The distances in each of the ranges, whose ends are numbers of the distances' dtype and belong to it."""
         if not ranges:
             return []
+        if positive and self._positives is not None:
+            return [self._positives] * len(ranges)
         ends = torch.tensor(ranges, dtype=self.dtype, device=self._vectors[0].device)
         # pairs with a nearness below ``least`` are farther, pairs with one above ``most`` and the slack are nearer
         least = nearness_within(ends[:, 1], self._dim).clamp(min=-self.farthest)
@@ -589,31 +604,35 @@ class _Pairs:
 
         ``None`` if there are too few queries or galleries.
         """
-        shape = [min(BLOCK, n, len(x) // 16) for n, x in zip(self._shape, self._vectors, strict=True)]
+        shape = [min(n, len(x) // 16 // GROUP * GROUP) for n, x in zip(self._shape, self._vectors, strict=True)]
         if min(shape) == 0:
             return None
+        n_bytes = sum(n * x.element_size() * self._dim for n, x in zip(shape, self._vectors, strict=True))
+        most = max(8, min(_SQUARES, self._memory_budget // 4 // n_bytes))
+        n_squares = min(most, *(len(x) // n for n, x in zip(shape, self._vectors, strict=True)))
         generator = torch.Generator().manual_seed(0)
-        orders = [torch.randperm(len(x), generator=generator).to(x.device) for x in self._vectors]
-        n_squares = min(_SQUARES, *(len(x) // n for n, x in zip(shape, self._vectors, strict=True)))
-        # the sums over squares of each square's count, its square, and its product with the number of pairs
+        chosen = [
+            torch.randperm(len(x), generator=generator)[: n * n_squares].to(x.device)
+            for n, x in zip(shape, self._vectors, strict=True)
+        ]
+        vectors = [x[ids] for x, ids in zip(self._vectors, chosen, strict=True)]
+        blocks = PairBlocks(*vectors, shape=(shape[0], shape[1]))
+        # the sums over squares of each one's count, its square, and its product with the number of pairs
         up_to, squares, products = (torch.zeros_like(self.scale.edges[1:]) for _ in range(3))
-        totals = []
-        for i in range(n_squares):
-            rows, columns = (order[i * n : (i + 1) * n] for order, n in zip(orders, shape, strict=True))
-            blocks = PairBlocks(self._vectors[0][rows], self._vectors[1][columns], shape=self._shape)
+        lock = Lock()
 
-            def look(block: Block, rows: Tensor = rows, columns: Tensor = columns) -> Tensor:
-                nearness = block.nearness
-                nearness[: len(rows), : len(columns)].masked_fill_(self._left_out(rows, columns, False), -torch.inf)
-                nearness[len(rows) :] = nearness[:, len(columns) :] = -torch.inf
-                return self.scale.counts(nearness, self._scratch(nearness)).cumsum(0).double()
+        def look(block: Block) -> Tensor:
+            rows, columns = (ids[first : first + n] for ids, first, n in zip(chosen, block[:2], shape, strict=True))
+            block.nearness.masked_fill_(self._left_out(rows, columns, positive=False), -torch.inf)
+            found = self.scale.counts(block.nearness, self._scratch(block.nearness)).cumsum(0)
+            with lock:  # whole numbers below 2^53, so the order of the blocks does not change the sums
+                up_to.add_(found)
+                squares.add_(found.square())
+                products.add_(found * found[-1])
+            return found[-1]
 
-            (found,) = blocks.visit([(0, 0)], look)
-            totals.append(found[-1])
-            up_to += found
-            squares += found.square()
-            products += found * found[-1]
-        total = torch.stack(totals)
+        totals = blocks.visit([(i, i) for i in range(n_squares)], look)
+        total = torch.stack(totals).double()
         if not total.any():
             return None
         share = up_to / total.sum()
@@ -621,7 +640,29 @@ class _Pairs:
         spread = squares - 2 * share * products + share.square() * total.square().sum()
         error = (spread.clamp(min=0) * n_squares / (n_squares - 1)).sqrt() / total.sum()
         margin = (4 + 16 / n_squares) * error + 16 / total.sum()
-        return share - margin, share + margin
+        return (share - margin).flip(0).cummin(0).values.flip(0), (share + margin).cummax(0).values
+
+    def _measured_positives(self) -> _Counted:
+        labels, order = self._labels[1].sort(stable=True)
+        first = torch.searchsorted(labels, self._labels[0])
+        n = torch.searchsorted(labels, self._labels[0], right=True) - first
+        ends = n.cumsum(0)
+        found = []
+        for pairs in torch.arange(int(ends[-1]), device=ends.device).split(
+            max(1024, min(2**18, self._memory_budget // 256))
+        ):
+            query = torch.searchsorted(ends, pairs, right=True)
+            gallery = order[first[query] + pairs - (ends - n)[query]]
+            kept = torch.ones_like(pairs, dtype=torch.bool)
+            if self._items is not None:
+                kept = self._items[0][query] != self._items[1][gallery]
+            if self._symmetric:
+                kept &= query <= gallery
+            found.append(self._measure(query[kept], gallery[kept]))
+            if self._symmetric:
+                found.append(found[-1][(query < gallery)[kept]])
+        values = torch.cat(found).sort().values
+        return _Counted(0, values, torch.ones_like(values, dtype=torch.int64))
 
     def _places(self, positive: bool) -> list[tuple[int, int]]:
         blocks = self._labels_meet if positive else torch.ones_like(self._labels_meet)
@@ -670,11 +711,20 @@ class _Pairs:
             numbers = nearness.view(n_rows, GROUP, n_lanes)[row, :, lane]
             group, place = ((numbers >= least) & (numbers <= most)).nonzero().unbind(1)
             query, gallery = row[group] + block.first_query, place * n_lanes + lane[group] + block.first_gallery
-            found = measured(*self._vectors, query, gallery, self._measure_budget)
+            found = self._measure(query, gallery)
             n_nearer.append((found < ends[0]).sum())
             distances.append(found[(found >= ends[0]) & (found <= ends[1])])
         values, counts = torch.cat(distances).unique(return_counts=True)
         return torch.stack(n_nearer).sum() * weight, values, counts * weight
+
+    def _measure(self, query: Int[Tensor, " pair"], gallery: Int[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+        """The distances of pairs; once only for all pairs of the same two vectors."""
+        if self._kinds is None:
+            return measured(*self._vectors, query, gallery, self._memory_budget // 8)
+        (query_kinds, query_ids), (gallery_kinds, gallery_ids) = self._kinds
+        pairs, place = (query_kinds[query] * len(gallery_ids) + gallery_kinds[gallery]).unique(return_inverse=True)
+        query, gallery = query_ids[pairs // len(gallery_ids)], gallery_ids[pairs % len(gallery_ids)]
+        return measured(*self._vectors, query, gallery, self._memory_budget // 8)[place]
 
     def _meetings(self, key: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]) -> Bool[Tensor, "row column"]:
         """Which blocks have a query and a gallery of the same number."""
@@ -694,7 +744,7 @@ class _Pairs:
 
 
 class _Guess(NamedTuple):
-    """Between which shares the negatives up to the end of each bin lie, and by how much bounds of pairs are off."""
+    """Between which shares the negatives up to the end of each bin lie, both ascending, and how much bounds are off."""
 
     low: Float[Tensor, " bin"]
     high: Float[Tensor, " bin"]
@@ -703,6 +753,8 @@ class _Guess(NamedTuple):
 
     def bins(self, first: Tensor | float, last: Tensor | float) -> tuple[int, int]:
         """The bins from where the shares may reach ``first`` to where they surely reach ``last``, or their number."""
+        if isinstance(first, float):
+            return int(torch.searchsorted(self.high, first)), int(torch.searchsorted(self.low, last))
         return int((self.high < first).sum()), int((self.low < last).sum())
 
 
@@ -715,7 +767,7 @@ def _guesses(pairs: _Pairs, few: bool, negative_bins: Tensor | None) -> Iterator
     if negative_bins is None and (shares := pairs.sampled()) is not None:
         yield _Guess(*shares, pairs.slack, is_sample=True)
     counts = pairs.binned(positive=False) if negative_bins is None else negative_bins
-    share = counts.cumsum(0) / pairs.n_negatives
+    share = counts.cumsum(0).double() / pairs.n_negatives
     yield _Guess(share, share, pairs.slack)
     yield _Guess(share, share, pairs.largest_slack)
 
@@ -732,14 +784,14 @@ def _around(
     n = pairs.n_negatives
     needs: list[tuple[Tensor | float, Tensor | float]] = [((low + 1) / n, (high + 1) / n) for low, high in ranks]
     if eer:
-        missed = 0.0 if positive_bins is None else 1 - positive_bins.cumsum(0) / pairs.n_positives
+        missed = 0.0 if positive_bins is None else 1 - positive_bins.cumsum(0).double() / pairs.n_positives
         needs.append((missed, missed))
     found: dict[int, _Counted] = {}
     value = math.nan
+    if not needs:
+        return [], value
     for guess in _guesses(pairs, few, negative_bins):
         left = [i for i in range(len(needs)) if i not in found]
-        if not left:
-            break
         bins = [guess.bins(*needs[i]) for i in left]
         if guess.is_sample:
             up_to = torch.cat([guess.low.new_zeros(1), (guess.low + guess.high) / 2])
@@ -757,6 +809,8 @@ def _around(
                 value = _crossing(near_positives, near, pairs.n_positives, n)
                 if not math.isnan(value):
                     found[i] = near
+        if len(found) == len(needs):
+            break
     return [found[i] for i in range(len(ranks))], value
 
 
@@ -784,8 +838,8 @@ def _area_of_all(pairs: _Pairs, positive_bins: Tensor | None, negative_bins: Ten
             return _area_by_bins(pairs, positive_bins, negative_bins)
         low, high = pairs.distances_of(first, last, slack)
         ends = low, max(low, high)
-    near = [pairs.counted([ends], positive=positive)[0] for positive in (True, False)]
-    return _area(*near, pairs.n_positives, pairs.n_negatives)
+    positives, negatives = (pairs.counted([ends], positive=positive)[0] for positive in (True, False))
+    return _area(positives, negatives, pairs.n_positives, pairs.n_negatives)
 
 
 def _area_by_bins(pairs: _Pairs, positive_bins: Tensor, negative_bins: Tensor) -> float:
@@ -797,13 +851,13 @@ def _area_by_bins(pairs: _Pairs, positive_bins: Tensor, negative_bins: Tensor) -
     certain = nearer[torch.searchsorted(ends, edges[:-1], right=True)]
     possible = nearer[torch.searchsorted(edges[:-1].contiguous(), ends)]
     likely = (nearer[1:] + nearer[:-1]) / 2
-    shares = negative_bins / pairs.n_negatives / pairs.n_positives
+    shares = negative_bins.double() / pairs.n_negatives / pairs.n_positives
     low, area, high = (float((shares * n).sum()) for n in (certain, likely, possible))
     if (error := max(high - area, area - low)) > _AREA_ERROR:
         warnings.warn(
             f"roc_auc is {area:.4f}, but proven within {error:.4f} only: very many pairs of one label and of two are "
             "as far as each other, up to what the bounds of their distances tell.",
-            stacklevel=3,
+            stacklevel=5,  # beyond no_grad
         )
     return area
 
@@ -821,6 +875,21 @@ def _numbered(
     """The values as numbers from 0 on without gaps, equal ones alike."""
     numbers = torch.cat([a.long(), b.long()]).unique(return_inverse=True)[1]
     return numbers[: len(a)], numbers[len(a) :]
+
+
+def _kinds(vectors: Float[Tensor, "item dim"]) -> tuple[Int[Tensor, " item"], Int[Tensor, " kind"]]:
+    """For each vector a number that only its copies share, and for each number one of its vectors.
+
+    If ever two different vectors have one sum of their multiplied bits, every vector has a number of its own.
+    """
+    n = vectors[:1].contiguous().view(torch.int16).numel()
+    factors = torch.randint(-(2**62), 2**62, (n,), generator=torch.Generator().manual_seed(0)).to(vectors.device)
+    sums = [(part.contiguous().view(torch.int16) * factors).sum(dim=1) for part in vectors.split(BLOCK)]
+    ids = torch.arange(len(vectors), device=vectors.device)
+    kinds = torch.cat(sums).unique(return_inverse=True)[1]
+    one_of = torch.empty(int(kinds.amax()) + 1, dtype=ids.dtype, device=ids.device).scatter_(0, kinds, ids)
+    parts = zip(vectors.split(BLOCK), one_of[kinds].split(BLOCK), strict=True)
+    return (kinds, one_of) if all(torch.equal(part, vectors[same]) for part, same in parts) else (ids, ids)
 
 
 def _n_equal(key: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]) -> int:
