@@ -1,29 +1,48 @@
-"""Exact search against the bare matrix product and scikit-learn.
+"""Exact search and its metrics against the bare matrix product and the peers.
 
-Prints a JSON line per contender and size, after checking its result against float64. CPU seconds are those of the
-process; `to_gemm` is the ratio to the product of all pairs and nothing else, round by round. Rounds are interleaved.
+Every item is query and gallery, itself ignored; unit vectors of 384 numbers, 5 around the centre of each label. The
+task is the list of the 10 nearest with cmc@1, cmc@5, precision@5 and map@5; faiss makes the lists and cmc only,
+pytorch-metric-learning computes precision@1 (which is cmc@1) and MAP@R. Another one is a validation end to end:
+embeddings come in batches of 64, metrics are computed. The floor is the float32 product of all pairs in blocks of
+1024 x 1024 and nothing else.
 
-    python benchmarks/bench_search.py            # 5,000 and 20,000 items, one thread: several minutes
-    python benchmarks/bench_search.py --quick    # seconds, to see that it runs
-    python benchmarks/bench_search.py --sizes 60502 --rounds 3 --threads 2
+Prints a JSON line per task, size and contender, after comparing lists and metrics with float64: our own lists must be
+equal to those of distances evaluated in float64 and rounded, ties by id. Contenders are processes of their own;
+rounds are interleaved, ratios are taken round by round, times are CPU seconds of the process. The peers' environment
+is made the first time, which takes minutes and GB, see peers.py.
+
+    python benchmarks/bench_search.py                      # 5,000, 20,000 and 60,502 items, one thread: an hour
+    python benchmarks/bench_search.py --quick              # a minute, to see that it runs
+    python benchmarks/bench_search.py --sizes 60502 --rounds 5 --threads 2 --contenders product "oml, a set"
+    python benchmarks/bench_search.py --million            # 10,000 queries in 1,000,000 galleries, ours alone, once
 """
 
 import argparse
 import json
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from common import circumstances, peak_growth, spread, timed
+from common import Worker, circumstances, peak_growth, spread, timed
+from oml.functional.ranking import average_precision_at_k, cmc_at_k, precision_at_k
 from oml.functional.search import exact_search
+from peers import python_with
+from search_worker import BLOCK, CMC, CONTENDERS, MAP, PRECISION, TOP, TOP_K
 
-N_CHECKED = 200  # queries whose neighbours are compared with float64
+FLOOR = next(iter(CONTENDERS))
+OURS = tuple(name for name in CONTENDERS if name.startswith("oml, "))
+PEERS = tuple(name for name, (is_peer, *_) in CONTENDERS.items() if is_peer)
+DIM = 384
 N_PER_LABEL = 5
+N_CHECKED = 200  # queries whose lists are compared with float64
+TOLERANCE = 1e-4  # of the peers' metrics, which rank near ties by the rounding of their products
+VALIDATED = 20_000  # items of the validation end to end
 
 
 def unit_vectors(n: int, dim: int, seed: int) -> Tensor:
@@ -33,88 +52,179 @@ def unit_vectors(n: int, dim: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(centres + 0.7 * torch.randn(n, dim, generator=generator))
 
 
-def gemm(x: Tensor, top_k: int) -> None:  # noqa: ARG001 (contenders share their arguments)
-    for rows in x.split(1024):
-        for columns in x.split(1024):
-            _ = rows @ columns.T
+def reference(queries: Tensor, galleries: Tensor, own: Tensor | None) -> Tensor:
+    """The lists of some queries by distances evaluated in float64, row by row."""
+    lists = []
+    for i, query in enumerate(queries.double()):
+        distances = torch.cat([(query - part.double()).square().sum(dim=1) for part in galleries.split(2**14)])
+        distances = distances.sqrt().float()
+        if own is not None:
+            distances[own[i]] = torch.inf
+        # no more than the first hundred, with all ties
+        near = (distances <= distances.kthvalue(min(100, len(distances))).values).nonzero().squeeze(1)
+        lists.append(near[distances[near].sort(stable=True).indices][:TOP_K])
+    return torch.stack(lists)
 
 
-def ours(x: Tensor, top_k: int) -> Tensor:
-    items = torch.arange(len(x))
-    return exact_search(x, x, top_k, query_items=items, gallery_items=items).ids
+def metrics_of(ids: Tensor, labels: Tensor) -> dict[str, float]:
+    """From complete lists, by the formulas that tests compare with their definitions."""
+    found = labels[ids] == labels[:, None]
+    n_relevant = labels.bincount()[labels] - 1
+    values = {f"cmc@{k}": cmc_at_k(found, k) for k in CMC}
+    values |= {f"precision@{k}": precision_at_k(found, n_relevant, k) for k in PRECISION}
+    values |= {f"map@{k}": average_precision_at_k(found, k) for k in MAP}
+    return {name: value.mean().item() for name, value in values.items()}
 
 
-def sklearn_brute(x: Tensor, top_k: int) -> Tensor:
-    search = NearestNeighbors(n_neighbors=top_k, algorithm="brute").fit(x.numpy())
-    return torch.from_numpy(search.kneighbors(return_distance=False))  # leaves out the query itself
-
-
-CONTENDERS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
-    "gemm": gemm,
-    "oml.functional.search.exact_search": ours,
-    "sklearn.neighbors.NearestNeighbors(brute)": sklearn_brute,
-}
-
-
-def share_of_right_rows(x: Tensor, ids: Tensor) -> float:
-    """The share of checked queries whose ranking is that of the distances measured in float64."""
+def check(answers: dict[str, dict[str, Any]], x: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """For each contender the share of checked lists that are right, and the largest deviation of its metrics."""
     rows = torch.linspace(0, len(x) - 1, N_CHECKED).long().unique()
-    right = 0
-    for row in rows:
-        distances = (x[row].double() - x.double()).square().sum(dim=1).sqrt().float()
-        distances[row] = torch.inf
-        right += torch.equal(distances.sort(stable=True).indices[: ids.shape[1]], ids[row])
-    return right / len(rows)
+    right = reference(x[rows], x, rows)
+    checks: dict[str, dict[str, float]] = {}
+    expected: dict[str, float] = {}
+    for name, answer in answers.items():
+        result = {}
+        if "ids" in answer:
+            ids = torch.from_numpy(np.load(answer["ids"]))
+            shutil.rmtree(Path(answer["ids"]).parent)
+            result["right_lists"] = (ids[rows] == right).all(dim=1).float().mean().item()
+            if name in OURS:
+                expected = expected or metrics_of(ids, labels)
+                if result["right_lists"] < 1:
+                    sys.exit(f"{name} is wrong for some of {len(rows)} queries among {len(x)}: {result}")
+        checks[name] = result
+    for name, answer in answers.items():
+        common = expected.keys() & answer["metrics"].keys()
+        if common:
+            checks[name]["deviation"] = max(abs(expected[key] - answer["metrics"][key]) for key in common)
+            if checks[name]["deviation"] > TOLERANCE:
+                sys.exit(f"The metrics of {name} for {len(x)} items are {answer['metrics']}, but should be {expected}")
+    return checks
 
 
-def bench(n: int, dim: int, top_k: int, rounds: int, seed: int, about: dict[str, Any]) -> None:
-    x = unit_vectors(n, dim, seed)
-    checks = {}
-    for name, contender in CONTENDERS.items():  # the check warms up as well
-        if (ids := contender(x, top_k)) is not None:
-            checks[name] = share_of_right_rows(x, ids)
-    if checks["oml.functional.search.exact_search"] < 1:
-        sys.exit(f"exact_search is wrong for some of {N_CHECKED} queries: {checks}")
-
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(rounds):
-        for name, contender in CONTENDERS.items():
-            seconds[name].append(timed(lambda contender=contender: contender(x, top_k)))
-    floor = [cpu for cpu, _ in seconds["gemm"]]
-    for name, contender in CONTENDERS.items():
+def bench(n: int, names: list[str], rounds: int, threads: int, about: dict[str, Any]) -> None:
+    x, labels = unit_vectors(n, DIM, seed=0), torch.arange(n) // N_PER_LABEL
+    if n % N_PER_LABEL == 1:
+        labels[-1] = labels[-2]  # a lone label would have nothing to find
+    workers = {
+        name: Worker(
+            Path(__file__).with_name("search_worker.py"),
+            name,
+            python_with() if CONTENDERS[name][0] else Path(sys.executable),
+        )
+        for name in names
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        request: dict[str, Any] = {"threads": threads}
+        for name, tensor in (("embeddings", x), ("labels", labels)):
+            request[name] = str(Path(folder) / f"{name}.npy")
+            np.save(request[name], tensor.numpy())
+        try:
+            answers = {name: worker({**request, "what": "check"}) for name, worker in workers.items()}  # warms up
+            checks = check(answers, x, labels)
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
+            for _ in range(rounds):
+                for name, worker in workers.items():
+                    times[name].append(worker({**request, "what": "time"}))
+            growth = {name: worker({**request, "what": "memory"}) for name, worker in workers.items()}
+        finally:
+            for worker in workers.values():
+                worker.close()
+    for name in names:
+        task = CONTENDERS[name][1]
+        seconds = [cpu for cpu, _ in times[name]]
+        others = {other: [cpu for cpu, _ in times[other]] for other in names}
         result = {
             "benchmark": "search",
+            "task": task,
             "contender": name,
             "n": n,
-            "dim": dim,
-            "top_k": top_k,
+            "dim": DIM,
+            "top_k": TOP_K,
             "dtype": "float32",
             "rounds": rounds,
-            "rows_as_in_float64": checks.get(name),
-            "cpu_seconds": spread([cpu for cpu, _ in seconds[name]]),
-            "wall_seconds": spread([wall for _, wall in seconds[name]]),
-            "to_gemm": spread([cpu / bare for (cpu, _), bare in zip(seconds[name], floor, strict=True)]),
-            "peak_growth_mib": peak_growth(lambda contender=contender: contender(x, top_k)),
+            "cpu_seconds": spread(seconds),
+            "wall_seconds": spread([wall for _, wall in times[name]]),
+            "peers_to_this": {
+                peer: spread([other / cpu for cpu, other in zip(seconds, others[peer], strict=True)])
+                for peer in PEERS
+                if peer in names and CONTENDERS[peer][1] == task
+            },
+            "peak_growth_mib": growth[name],
+        }
+        if FLOOR in names:
+            result["to_bare_product"] = spread([cpu / bare for cpu, bare in zip(seconds, others[FLOOR], strict=True)])
+        print(json.dumps(result | checks[name] | about), flush=True)
+
+
+def bench_million(threads: int, about: dict[str, Any]) -> None:
+    """In this process: the galleries take 1.5 GB."""
+    n_queries, n_galleries, n_bare = 10_000, 1_000_000, 100_000
+    galleries, queries = torch.empty(n_galleries, DIM), unit_vectors(n_queries, DIM, seed=0)
+    for i, part in enumerate(galleries.split(n_bare)):
+        part.copy_(unit_vectors(len(part), DIM, seed=i + 1))
+    galleries[::100] = torch.nn.functional.normalize(queries + 0.1 * galleries[::100])
+    torch.set_num_threads(threads)
+
+    def bare() -> None:
+        product = torch.empty(BLOCK, BLOCK)
+        for rows in queries.split(BLOCK):
+            for columns in galleries[:n_bare].split(BLOCK):
+                torch.mm(rows, columns.T, out=product[: len(rows), : len(columns)])
+
+    for product_dtype in (None, torch.bfloat16):
+        floor = timed(bare)[0] * n_galleries / n_bare
+        found: dict[str, Any] = {}
+
+        def search(product_dtype: torch.dtype | None = product_dtype, found: dict[str, Any] = found) -> None:
+            found["seconds"] = timed(
+                lambda: found.update(exact_search(queries, galleries, TOP_K, product_dtype=product_dtype)._asdict())
+            )
+
+        growth = peak_growth(search)
+        rows = torch.linspace(0, n_queries - 1, 20).long()
+        right_lists = (found["ids"][rows] == reference(queries[rows], galleries, None)).all(dim=1).float().mean().item()
+        if right_lists < 1:
+            sys.exit(f"The search in {n_galleries} galleries is wrong: {right_lists} of {len(rows)} lists are right.")
+        result = {
+            "benchmark": "search",
+            "task": "million",
+            "contender": "oml, queries and galleries" + (", bfloat16" if product_dtype else ""),
+            "n_queries": n_queries,
+            "n_galleries": n_galleries,
+            "dim": DIM,
+            "top_k": TOP_K,
+            "dtype": "float32",
+            "rounds": 1,
+            "cpu_seconds": round(found["seconds"][0], 2),
+            "wall_seconds": round(found["seconds"][1], 2),
+            "bare_product_scaled_from": n_bare,
+            "to_bare_product": round(found["seconds"][0] / floor, 3),
+            "peak_growth_mib": growth,
+            "right_lists": right_lists,
         }
         print(json.dumps(result | about), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 20_000])
-    parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--top-k", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, VALIDATED, 60_502])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="1,500 items, two rounds")
+    parser.add_argument("--contenders", nargs="+", default=[""], help="only those whose name has one of these texts")
+    parser.add_argument("--million", action="store_true", help="nothing but 1,000,000 galleries")
+    parser.add_argument("--quick", action="store_true", help="2,000 items, two rounds")
     args = parser.parse_args()
+    about = circumstances(args.threads, "torch")
+    if args.million:
+        bench_million(args.threads, about)
+        return
     if args.quick:
-        args.sizes, args.rounds = [1_500], 2
-    torch.set_num_threads(args.threads)
-    with threadpool_limits(args.threads):
-        for n in args.sizes:
-            bench(n, args.dim, args.top_k, args.rounds, args.seed, circumstances(args.threads, "torch", "scikit-learn"))
+        args.sizes, args.rounds = [2_000], 2
+    chosen = [name for name in CONTENDERS if any(text in name for text in args.contenders)]
+    for n in args.sizes:
+        names = [name for name in chosen if CONTENDERS[name][1] == TOP or (n == VALIDATED or args.quick)]
+        bench(n, names, args.rounds, args.threads, about)
 
 
 if __name__ == "__main__":

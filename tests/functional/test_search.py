@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from typing import Literal
 
 import pytest
 import torch
@@ -20,26 +21,40 @@ def literal(
     top_k: int,
     query_items: Tensor | None = None,
     gallery_items: Tensor | None = None,
+    distance: str = "l2",
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Measure every pair in Python's floats and sort: distance, then id."""
     dtype = torch.promote_types(queries.dtype, torch.float32)
+    rows = [queries.double().tolist(), galleries.double().tolist()]
+    if distance == "cosine":
+        for vectors in rows:
+            for i, x in enumerate(vectors):
+                norm = math.sqrt(math.fsum(a * a for a in x))
+                vectors[i] = torch.tensor([a / norm for a in x], dtype=dtype).tolist()
     all_ids, all_distances = [], []
-    for i, q in enumerate(queries.double().tolist()):
+    for i, q in enumerate(rows[0]):
         ranked = []
-        for j, g in enumerate(galleries.double().tolist()):
+        for j, g in enumerate(rows[1]):
             if query_items is None or gallery_items is None or query_items[i] != gallery_items[j]:
-                distance = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q, g, strict=True)))
-                ranked.append((torch.tensor(distance, dtype=dtype).item(), j))
+                l2 = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q, g, strict=True)))
+                ranked.append((torch.tensor(l2, dtype=dtype).item(), j))
         width = min(top_k, len(galleries))
         ranked = [*sorted(ranked)[:width], *[(math.inf, -1)] * (width - len(ranked))]
         all_ids.append([j for _, j in ranked])
-        all_distances.append([distance for distance, _ in ranked])
+        all_distances.append(
+            [l2 if distance == "l2" else torch.tensor(l2**2 / 2, dtype=dtype).item() for l2, _ in ranked]
+        )
     return all_ids, all_distances
 
 
 def assert_same(found: Neighbours, expected: tuple[list[list[int]], list[list[float]]]) -> None:
     assert found.ids.tolist() == expected[0]
     assert found.distances.tolist() == expected[1]
+
+
+def assert_equal(found: Neighbours, expected: Neighbours) -> None:
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.distances, expected.distances)
 
 
 def clustered(n_clusters: int, n_each: int, dim: int, spread: float, norm: float, seed: int = 0) -> Tensor:
@@ -57,10 +72,19 @@ def clustered(n_clusters: int, n_each: int, dim: int, spread: float, norm: float
     n_items=st.integers(1, 9),
     own=st.booleans(),
     budget=st.sampled_from([1, 5_000, 512 * 2**20]),
+    product_dtype=st.sampled_from([None, torch.bfloat16]),
     seed=st.integers(0, 999),
 )
 def test_search_follows_the_definition(
-    n_queries: int, n_galleries: int, dim: int, top_k: int, n_items: int, own: bool, budget: int, seed: int
+    n_queries: int,
+    n_galleries: int,
+    dim: int,
+    top_k: int,
+    n_items: int,
+    own: bool,
+    budget: int,
+    product_dtype: torch.dtype | None,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     # so coarse a grid that duplicates, ties and rows without any allowed gallery are common
@@ -72,8 +96,54 @@ def test_search_follows_the_definition(
             torch.randint(n_items, (n_queries,), generator=generator),
             torch.randint(n_items, (n_galleries,), generator=generator),
         )
-    found = exact_search(queries, galleries, top_k, query_items=items[0], gallery_items=items[1], memory_budget=budget)
+    found = exact_search(
+        queries,
+        galleries,
+        top_k,
+        query_items=items[0],
+        gallery_items=items[1],
+        product_dtype=product_dtype,
+        memory_budget=budget,
+    )
     assert_same(found, literal(queries, galleries, top_k, *items))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 130),
+    levels=st.sampled_from([2, 5, 1000]),
+    top_k=st.sampled_from([1, 2, 5, 31, 200]),
+    n_items=st.sampled_from([0, 1, 2, 20, 1000]),
+    distance=st.sampled_from(["l2", "cosine"]),
+    product_dtype=st.sampled_from([None, torch.bfloat16]),
+    budget=st.sampled_from([1, 50_000, 512 * 2**20]),
+    seed=st.integers(0, 999),
+)
+def test_a_set_with_itself_follows_the_definition(
+    n: int,
+    levels: int,
+    top_k: int,
+    n_items: int,
+    distance: Literal["l2", "cosine"],
+    product_dtype: torch.dtype | None,
+    budget: int,
+    seed: int,
+) -> None:
+    """Up to five rows of blocks: each pair of blocks serves both directions."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 1 + torch.randint(levels, (n, 2), generator=generator).float()
+    items = torch.randint(n_items, (n,), generator=generator).sort().values if n_items else None
+    found = exact_search(
+        x,
+        x,
+        top_k,
+        query_items=items,
+        gallery_items=items,
+        distance=distance,
+        product_dtype=product_dtype,
+        memory_budget=budget,
+    )
+    assert_same(found, literal(x, x, top_k, items, items, distance))
 
 
 def test_ranking_by_hand() -> None:
@@ -119,6 +189,22 @@ def test_every_kind_of_data_is_ranked_exactly(kind: str) -> None:
         assert_same(found, (ids, distances))
 
 
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_no_way_of_searching_changes_a_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = ALL_KINDS[kind]
+    items = torch.arange(len(x)) // 3  # sequences
+    expected = exact_search(x, x, 7, query_items=items, gallery_items=items)
+    for side in (32, 64):
+        monkeypatch.setattr(search, "BLOCK", side)
+        assert_equal(exact_search(x, x, 7, query_items=items, gallery_items=items), expected)
+        assert_equal(exact_search(x, x.clone(), 7, query_items=items, gallery_items=items), expected)
+        assert_equal(exact_search(x, x[:], 7, query_items=items, gallery_items=items), expected)
+        if x.dtype != torch.float64:
+            for other in (x, x.clone()):
+                found = exact_search(x, other, 7, query_items=items, gallery_items=items, product_dtype=torch.bfloat16)
+                assert_equal(found, expected)
+
+
 def test_where_a_product_would_misorder() -> None:
     x = clustered(4, 40, 16, spread=1e-3, norm=1e3)
     approximate = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").topk(6, largest=False).indices
@@ -128,33 +214,36 @@ def test_where_a_product_would_misorder() -> None:
 
 
 @pytest.mark.parametrize("name", ["uniform", "grid", "near duplicates of a large norm", "all equal", "float64"])
-def test_the_budget_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = ALL_KINDS[name][::3, :7]
+def test_the_budget_changes_no_bit(name: str) -> None:
+    x = ALL_KINDS[name][:, :7]
     items = torch.arange(len(x)) // 3
     expected = exact_search(x, x, 5, query_items=items, gallery_items=items)
-    budgets = 1, 100_000, 10**6
-    assert [search._block_sizes(7, 11, budget * 3 // 4) for budget in budgets] == [(1, 32), (4, 32), (32, 64)]
+    budgets = 1, 1_000_000, 3_000_000
+    sides = [
+        search._side_of_blocks(search._Task(x.float(), x.float(), None, None, 5, torch.float32, budget))
+        for budget in budgets
+    ]
+    if torch.get_num_threads() == 2:
+        assert sides == [32, 32, 64]
     for budget in budgets:
-        found = exact_search(x, x, 5, query_items=items, gallery_items=items, memory_budget=budget)
-        assert torch.equal(found.ids, expected.ids)
-        assert torch.equal(found.distances, expected.distances)
-    monkeypatch.setattr(search, "_ROWS", 37)
-    monkeypatch.setattr(search, "_COLUMNS", 64)
-    found = exact_search(x, x, 5, query_items=items, gallery_items=items)
-    assert torch.equal(found.ids, expected.ids)
-    assert torch.equal(found.distances, expected.distances)
+        assert_equal(exact_search(x, x, 5, query_items=items, gallery_items=items, memory_budget=budget), expected)
 
 
-def test_the_other_queries_and_the_threads_change_no_bit() -> None:
+@pytest.mark.parametrize("product_dtype", [None, torch.bfloat16])
+def test_the_other_queries_and_the_threads_change_no_bit(
+    product_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.randn(300, 33, generator=torch.Generator().manual_seed(0))
     expected = exact_search(x, x, 5)
-    one_by_one = [exact_search(row[None], x, 5) for row in x[:20]]
+    one_by_one = [exact_search(row[None], x, 5, product_dtype=product_dtype) for row in x[:20]]
     assert torch.equal(torch.cat([found.distances for found in one_by_one]), expected.distances[:20])
     assert torch.equal(torch.cat([found.ids for found in one_by_one]), expected.ids[:20])
+    monkeypatch.setattr(search, "BLOCK", 64)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        assert torch.equal(exact_search(x, x, 5).distances, expected.distances)
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            assert_equal(exact_search(x, x, 5, product_dtype=product_dtype), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -172,38 +261,115 @@ def test_many_blocks_and_few_survivors() -> None:
         assert torch.equal(found.distances, expected.values[:, :10])
 
 
-def test_queries_the_bounds_cannot_settle_are_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    again = []
-    everything = search._search_everything
+def test_near_copies_are_measured_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds cannot tell them apart: too many would be held until the end."""
+    n_measured = []
+    nearest = search._Search.nearest
 
-    def counted(task: search._Task, rows: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        again.append(len(rows))
-        return everything(task, rows, known)
+    def counted(self: search._Search, q: int, pairs: search._Pairs) -> tuple[search._Pairs, Tensor, Tensor]:
+        n_measured.append(len(pairs.ids))
+        return nearest(self, q, pairs)
 
-    monkeypatch.setattr(search, "_search_everything", counted)
-    plain = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(search._Search, "nearest", counted)
+    monkeypatch.setattr(search, "BLOCK", 64)
+    plain = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     exact_search(plain, plain, 5)
-    assert again == []
-    x = torch.cat([plain, plain[:1].expand(30, -1)])
+    assert len(n_measured) == 5  # at the end: one for each row of blocks
+    assert sum(n_measured) < 300 * 8
+    n_measured.clear()
+    x = clustered(2, 150, 16, spread=1e-6, norm=1)
     found = exact_search(x, x, 5)
-    assert 31 <= sum(again) < 50  # the copies, and those that find them in their last place
-    assert found.ids[0].tolist() == found.ids[-1].tolist() == [0, 100, 101, 102, 103]
+    assert len(n_measured) > 5
+    assert sum(n_measured[-5:]) == 300 * 5
     assert_same(found, literal(x, x, 5))
 
 
-def test_the_lower_bounds_are_below_the_distances() -> None:
-    for kind in ("uniform", "near duplicates of a large norm", "a far mean", "tiny", "huge"):
-        x = ALL_KINDS[kind]
-        for dtype in (torch.float32, torch.float64):
-            task = search._Task(x, x, None, None, centre=x.mean(dim=0), n_columns=64, n_pairs=9)
-            blocks = list(search._lower_bounds(task, torch.arange(len(x)), dtype))
-            lower = torch.cat([block for _, block in blocks], dim=1)
-            assert [start for start, _ in blocks] == [0, 64, 128]
-            assert (lower[:, len(x) :] == torch.inf).all()
-            true = (x[:, None].double() - x.double()).square().sum(dim=2)
-            assert (lower[:, : len(x)].double() <= true).all()
-            if kind != "tiny":  # where float32 has no squares, the bounds say nothing
-                assert (lower[:, : len(x)].double() > true - 1e-4 * true.amax()).all()
+def test_copies_that_nobody_can_retrieve_are_left_out() -> None:
+    x = torch.tensor([[1.0], [2.0], [1.0], [1.0], [3.0], [1.0], [2.0]])
+    task = search._Task(x, x, None, None, 2, torch.float32, 10**9)
+    spare = search._spare_copies(task)
+    assert spare is not None
+    assert spare.tolist() == [False, False, False, True, False, True, False]
+    # one or two of the copies may be the query's own
+    items = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+    spare = search._spare_copies(task._replace(query_items=items, gallery_items=items))
+    assert spare is not None
+    assert spare.tolist() == [False, False, False, False, False, True, False]
+    items = torch.tensor([0, 0, 2, 3, 4, 5, 6])
+    assert search._spare_copies(task._replace(query_items=items, gallery_items=items)) is None
+    assert search._spare_copies(task._replace(memory_budget=1)) is None  # what is left could not be copied
+
+
+@pytest.mark.parametrize("n_copies", [5, 100])
+@pytest.mark.parametrize("with_itself", [True, False])
+def test_many_copies_of_everything(n_copies: int, with_itself: bool) -> None:
+    unique = torch.randn(400 // n_copies, 3, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    x = unique.repeat_interleave(n_copies, dim=0)[order]
+    items = torch.arange(len(x)) // 2
+    found = exact_search(x, x if with_itself else x.clone(), 8, query_items=items, gallery_items=items)
+    assert_same(found, literal(x, x, 8, items, items))
+
+
+def test_sequences_longer_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks hold nothing that may be retrieved, and near copies that must not be."""
+    monkeypatch.setattr(search, "BLOCK", 32)
+    x = clustered(3, 70, 4, spread=1e-3, norm=1)
+    sequences = torch.arange(210) // 70
+    for product_dtype in (None, torch.bfloat16):
+        found = exact_search(x, x, 4, query_items=sequences, gallery_items=sequences, product_dtype=product_dtype)
+        assert_same(found, literal(x, x, 4, sequences, sequences))
+    queries_of_another_order = sequences.flip(0)  # items need not be symmetric, even if vectors are
+    found = exact_search(x, x, 4, query_items=queries_of_another_order, gallery_items=sequences)
+    assert_same(found, literal(x, x, 4, queries_of_another_order, sequences))
+
+
+def test_all_equal_at_some_size() -> None:
+    x = torch.ones(5_000, 16)
+    items = torch.arange(5_000)
+    found = exact_search(x, x, 3, query_items=items, gallery_items=items)
+    assert (found.distances == 0).all()
+    assert found.ids[[0, 1, 2, 3, 4_999]].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2]]
+
+
+def test_cosine_by_hand() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.6, 0.8], [-30.0, -40.0], [4.0, -3.0], [0.0, 1e-30]])
+    found = exact_search(x, x, 5, distance="cosine")
+    assert found.ids[0].tolist() == [0, 1, 4, 3, 2]
+    torch.testing.assert_close(found.distances[0], torch.tensor([0, 0, 0.2, 1, 2]))
+    assert found.distances.dtype == torch.float32
+    tiny = 1e-200 * x.double()  # whose squares are lost
+    torch.testing.assert_close(exact_search(tiny, tiny, 5, distance="cosine").distances, found.distances.double())
+
+
+def test_cosine_needs_a_direction() -> None:
+    x, zero = torch.rand(2_000, 3) + 0.1, torch.rand(2_000, 3) + 0.1
+    zero[[7, 1_999]] = 0
+    with pytest.raises(ValueError, match=r"galleries other than zero .* in 2 of 2000 rows, such as rows \[7, 1999\]"):
+        exact_search(x, zero, 1, distance="cosine")
+    with pytest.raises(ValueError, match="queries other than zero"):
+        exact_search(zero, x, 1, distance="cosine")
+
+
+def test_a_device_without_float64_leaves_the_work_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, items = torch.rand(10, 3), torch.arange(10)
+    expected = exact_search(x, x, 3, query_items=items, gallery_items=items)
+    assert search._has_float64(x.device)
+    monkeypatch.setattr(search, "_has_float64", lambda device: False)
+    assert_equal(exact_search(x, x, 3, query_items=items, gallery_items=items), expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), top_k=st.integers(1, 12))
+def test_the_order_of_queries_changes_nothing_else(seed: int, top_k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(4, (90, 2), generator=generator).float()
+    order = torch.randperm(90, generator=generator)
+    items = torch.arange(90) // 2
+    expected = exact_search(x, x, top_k, query_items=items, gallery_items=items, memory_budget=1)
+    found = exact_search(x[order], x, top_k, query_items=items[order], gallery_items=items, memory_budget=1)
+    assert torch.equal(found.ids, expected.ids[order])
+    assert torch.equal(found.distances, expected.distances[order])
 
 
 @settings(deadline=None, max_examples=20)
@@ -289,6 +455,12 @@ def test_bad_arguments() -> None:
     for top_k in (0, -1, 1.0, True):
         with pytest.raises(ValueError, match=f"top_k >= 1 as an int, got {top_k}"):
             unchecked(x, x, top_k)
+    with pytest.raises(ValueError, match="'l2' and 'cosine', got 'L1'"):
+        unchecked(x, x, 1, distance="L1")
+    with pytest.raises(ValueError, match=r"float32 in torch.float32 or bfloat16, got product_dtype=torch.float16"):
+        exact_search(x, x, 1, product_dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"float64 in torch.float64, got product_dtype=torch.bfloat16"):
+        exact_search(x.double(), x.double(), 1, product_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="positive memory_budget in bytes, got 0"):
         exact_search(x, x, 1, memory_budget=0)
     for q, g in ((x, torch.rand(3, 4)), (x[0], x), (x, x[None]), (torch.rand(3, 0), torch.rand(3, 0))):
@@ -303,16 +475,18 @@ def test_bad_arguments() -> None:
 
 
 def test_memory_stays_within_the_budget() -> None:
-    """Everything is a duplicate, so that all pairs are measured; all distances alone would take 61 MiB."""
+    """Near copies, so that all pairs are measured; all distances alone would take 61 MiB."""
     script = """
         import resource, torch
         from oml.functional.search import exact_search
         torch.set_num_threads(1)
-        x = torch.ones(4_000, 4)
+        x = 1 + 1e-6 * torch.rand(4_000, 4)
         x[::2, 0] = 2.0
         exact_search(x[:100], x[:100], 5)
+        exact_search(x[:100], x[:100], 5, product_dtype=torch.bfloat16)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         exact_search(x, x, 5, memory_budget=16 * 2**20)
+        exact_search(x, x, 5, memory_budget=16 * 2**20, product_dtype=torch.bfloat16)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)

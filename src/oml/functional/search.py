@@ -482,7 +482,7 @@ def _normalised(vectors: Tensor, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _check_options(
-    top_k: int, distance: str, product_dtype: torch.dtype | None, memory_budget: int, dtype: torch.dtype
+    top_k: object, distance: object, product_dtype: torch.dtype | None, memory_budget: int, dtype: torch.dtype
 ) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"exact_search needs top_k >= 1 as an int, got {top_k!r}.")
