@@ -3,6 +3,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def table() -> DataFrame:
     return DataFrame({"label": label, "path": [f"{i}.png" for i in range(len(label))], "split": split})
 
 
-def everything(table: DataFrame, embeddings: Tensor, **arguments: float) -> Audit:
+def everything(table: DataFrame, embeddings: Tensor, **arguments: Any) -> Audit:
     return audit_table(table, np.arange(len(table)), embeddings, **arguments)
 
 
@@ -61,7 +62,7 @@ def test_what_is_planted_is_found(table: DataFrame, embeddings: Tensor) -> None:
     table, embeddings = planted(table, embeddings)
     table.index = table.index[::-1]  # an index says nothing: rows are counted from 0
     findings = everything(table, embeddings).findings
-    assert dict(findings.dtypes.astype(str)) == COLUMNS
+    assert {name: str(findings[name].dtype) for name in findings} == COLUMNS
     wrong = findings[findings["kind"] == "wrong_label"].set_index("row")
     # 47 lies, as a copy of 1, among items of label 0
     assert sorted(wrong.index[:2]) == [40, 47]

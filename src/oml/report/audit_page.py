@@ -108,7 +108,7 @@ def audit_page(
 def _wrong(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Shown]:
     labels = audit.items[LABELS_COLUMN].to_numpy(dtype=np.int64)
     for row, label, suggested, score in part[["row", "label", "suggested_label", "score"]].itertuples(index=False):
-        item = int(audit.items.index.get_indexer([row])[0])
+        item = pictures.places[row]
         roles = {label: "same", suggested: "suggested"}
         near = zip(audit.neighbours.ids[item].tolist(), audit.neighbours.distances[item].tolist(), strict=True)
         own = np.flatnonzero(labels == label)
@@ -119,7 +119,7 @@ def _wrong(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Sho
                 "its nearest neighbours",
                 [pictures(i, roles.get(int(labels[i]), ""), d) for i, d in islice(near, N_NEIGHBOURS) if i >= 0],
             ),
-            (f"others of label {pictures.label(label)}", _nearest(audit, item, own, N_OWN, pictures, "same")),
+            (f"others of label {pictures.label(label)}", _nearest_own(audit, item, own, pictures)),
         ]
         title = f"Row {row}: label {pictures.label(label)}, rather {pictures.label(suggested)}"
         yield Shown(title, score, strips)
@@ -127,10 +127,11 @@ def _wrong(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Sho
 
 def _copies(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Shown]:
     for _, group in part.groupby("group", sort=True):
-        items = audit.items.index.get_indexer(pd.unique(group[["row", "other_row"]].to_numpy(dtype=np.int64).ravel()))
+        rows = pd.unique(group[["row", "other_row"]].to_numpy(dtype=np.int64).ravel())
+        items = [pictures.places[row] for row in rows]
         n_labels = audit.items[LABELS_COLUMN].iloc[items].nunique()
         title = f"{len(items)} items of {n_labels} labels" if n_labels > 1 else f"{len(items)} items"
-        shown = [pictures(item) for item in items[:N_COPIES].tolist()]
+        shown = [pictures(item) for item in items[:N_COPIES]]
         ends = dict.fromkeys(f"{distance:.3g}" for distance in (group["distance"].min(), group["distance"].max()))
         caption = f"{' to '.join(ends)} apart"
         caption += f"; {len(items) - N_COPIES} more are in the table" if len(items) > N_COPIES else ""
@@ -156,10 +157,10 @@ def _mixed(audit: Audit, part: DataFrame, pictures: "_Pictures") -> Iterator[Sho
         yield Shown(title, score, strips)
 
 
-def _nearest(audit: Audit, item: int, others: np.ndarray, n: int, pictures: "_Pictures", role: str) -> list[Picture]:
-    distances = (audit.embeddings[others].double() - audit.embeddings[item]).norm(dim=1)
-    order = distances.argsort(stable=True)[:n].tolist()
-    return [pictures(int(others[place]), role, distances[place].item()) for place in order]
+def _nearest_own(audit: Audit, item: int, own: np.ndarray, pictures: "_Pictures") -> list[Picture]:
+    distances = (audit.embeddings[own].double() - audit.embeddings[item]).norm(dim=1)
+    order = distances.argsort(stable=True)[:N_OWN].tolist()
+    return [pictures(int(own[place]), "same", distances[place].item()) for place in order]
 
 
 class _Pictures:
@@ -174,6 +175,8 @@ class _Pictures:
             boxes = items[[x1, y1, x2, y2]].to_numpy(dtype=float, na_value=np.nan)
         self._images = ImageFiles("oml audit", self._paths, boxes, ShrinkingReader(SIDE), rows=items.index.tolist())
         self._items = items
+        #: where the rows of the table stand among the items
+        self.places = {row: place for place, row in enumerate(items.index)}
         self._names = {}
         if "label_name" in items.columns:
             named = items.dropna(subset=["label_name"]).drop_duplicates(LABELS_COLUMN)
