@@ -547,7 +547,9 @@ class _Pairs:
     def binned(self, *, positive: bool) -> Int[Tensor, " bin"]:
         """In which bins of the scale half squared distances are, or their lower bounds."""
         if positive and self._positives is not None:
-            return self.scale.counts(self._positives.values.square().mul(-0.5), self._positives.values.clone())
+            # as far below as bounds usually are, so that positives and negatives stay comparable
+            nearness = self._positives.values.square().mul_(-0.5).add_(self.slack / 2)
+            return self.scale.counts(nearness, torch.empty_like(nearness))
         counts = torch.zeros(len(self.scale.edges) - 1, dtype=torch.int64, device=self._vectors[0].device)
         lock = Lock()
 
@@ -843,17 +845,17 @@ def _area_of_all(pairs: _Pairs, positive_bins: Tensor | None, negative_bins: Ten
 
 
 def _area_by_bins(pairs: _Pairs, positive_bins: Tensor, negative_bins: Tensor) -> float:
-    """The area if pairs of different bins are ordered as these, and those of one bin equal; warns if that is vague."""
+    """The area if pairs whose order bins and bounds leave open are equally far; warns if that is vague."""
     edges = pairs.scale.edges
     # where half squared distances of a bin may really be; beyond that, rounded distances may be equal
     ends = (edges[1:] + pairs.largest_slack) * (1 + 8 * torch.finfo(pairs.dtype).eps)
     nearer = torch.cat([positive_bins.new_zeros(1), positive_bins.cumsum(0)]).double()
     certain = nearer[torch.searchsorted(ends, edges[:-1], right=True)]
     possible = nearer[torch.searchsorted(edges[:-1].contiguous(), ends)]
-    likely = (nearer[1:] + nearer[:-1]) / 2
     shares = negative_bins.double() / pairs.n_negatives / pairs.n_positives
-    low, area, high = (float((shares * n).sum()) for n in (certain, likely, possible))
-    if (error := max(high - area, area - low)) > _AREA_ERROR:
+    low, high = (float((shares * n).sum()) for n in (certain, possible))
+    area = (low + high) / 2
+    if (error := (high - low) / 2) > _AREA_ERROR:
         warnings.warn(
             f"roc_auc is {area:.4f}, but proven within {error:.4f} only: very many pairs of one label and of two are "
             "as far as each other, up to what the bounds of their distances tell.",
