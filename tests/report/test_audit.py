@@ -74,7 +74,9 @@ def test_what_is_planted_is_found(table: DataFrame, embeddings: Tensor) -> None:
         assert all_distances.argmin() == np.flatnonzero(same).tolist().index(other)
         assert distance == pytest.approx(all_distances.min().item(), abs=1e-6)
     assert wrong.loc[40, "path"] == "40.png"
-    assert wrong.loc[47, ["other_path", "other_split", "split"]].tolist() == ["1.png", "train", "validation"]
+    assert wrong.loc[[47], ["other_path", "other_split", "split"]].to_numpy().tolist() == [
+        ["1.png", "train", "validation"]
+    ]
 
     pairs = ["row", "other_row", "label", "other_label", "split", "other_split", "group", "distance", "score"]
     across = findings[findings["kind"] == "copy_across"]
