@@ -1,4 +1,4 @@
-"""The Python code of README.md and docs/losses.md runs as it stands, each block in a process and folder of its own."""
+"""The Python code of README.md and of some pages runs as it stands, each block in a process and folder of its own."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 README = Path(__file__).parents[2] / "README.md"
 #: pages whose code needs no data of the reader
-DOCS = [README.parent / "docs" / "losses.md"]
+DOCS = [README.parent / "docs" / name for name in ("losses.md", "retrieval.md")]
 BLOCKS = dict(re.findall(r"\[comment\]:([\w-]+)-start\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
 for page in DOCS:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
@@ -19,7 +19,7 @@ for page in DOCS:
 
 def test_all_blocks_are_found() -> None:
     assert len(BLOCKS) == sum(page.read_text().count("```python") for page in (README, *DOCS))
-    assert {"vanilla-train", "vanilla-validation", "lightning", "losses-0"} <= set(BLOCKS)
+    assert {"vanilla-train", "vanilla-validation", "lightning", "losses-0", "retrieval-0"} <= set(BLOCKS)
 
 
 def test_linked_files_exist() -> None:
