@@ -358,7 +358,10 @@ def _medians(values: Float[Tensor, " item"], codes: Int[Tensor, " item"], n_labe
 def _trust(
     voted: Int[Tensor, " item"], clear: Float[Tensor, " item"], codes: Int[Tensor, " item"]
 ) -> Float[Tensor, " item"]:
-    """How often votes for the same label are right that are as clear or more so, the item's own left out."""
+    """How often votes for the same label are right that are as clear or more so.
+
+    For an item whose vote is wrong the own vote is left out, in place of the one that is added.
+    """
     level = ((1 - clear) * _LEVELS).long()
     label = voted * (_LEVELS + 1)
     keys, order = (label + level).sort()
@@ -368,7 +371,7 @@ def _trust(
     end = torch.searchsorted(keys, label + (level + 2).clamp(max=_LEVELS), right=True)
     is_right, is_vote = voted == codes, level < _LEVELS
     usual = (is_right & is_vote).sum() / is_vote.sum().clamp(min=1)
-    return (right[end] - right[start] - is_right.long() + usual.double()) / (end - start)
+    return (right[end] - right[start] + usual.double()) / (end - start)
 
 
 def _components(pairs: Int[Tensor, "pair 2"], n: int) -> Int[Tensor, " item"]:
