@@ -91,6 +91,17 @@ def test_by_hand_with_categories() -> None:
     torch.testing.assert_close(metric.metrics["a"]["pcf"][0.5], pcf(LINE[[0, 1, 2, 3, 6]], (0.5,))[0])
 
 
+def test_pcf_of_a_category_is_that_of_all_its_items() -> None:
+    embeddings = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+    categories, is_query = torch.arange(24) % 2, torch.arange(24) < 6
+    batch = one_vs_rest(embeddings, torch.arange(24) % 3, categories=categories) | {"is_query": is_query}
+    metric = compute([batch], categories_key="categories", pfc_variance=(0.5, 0.9))
+    for category, rows in (("OVERALL", categories >= 0), (0, categories == 0), (1, categories == 1)):
+        expected = pcf(embeddings[rows], (0.5, 0.9))
+        assert list(metric.metrics[category]["pcf"].values()) == expected.tolist()
+        assert not torch.equal(expected, pcf(embeddings[rows & is_query], (0.5, 0.9)))
+
+
 @pytest.mark.parametrize("categories", [torch.tensor([5, 5, 5, 5, 3, 3, 5]), np.array([5, 5, 5, 5, 3, 3, 5])])
 def test_categories_may_be_numbers(categories: Tensor | np.ndarray) -> None:
     metric = compute([one_vs_rest(LINE, LABELS, categories=categories)], categories_key="categories", cmc_top_k=(1,))
