@@ -201,7 +201,7 @@ class Case(NamedTuple):
     q: Tensor
     g: Tensor
     labels: tuple[Tensor, Tensor]
-    items: tuple[Tensor, Tensor] | None
+    items: tuple[Tensor, Tensor]
     positives: Tensor
     negatives: Tensor
 
@@ -221,7 +221,8 @@ def make_case(n: int, m: int | None, dim: int = 8, n_labels: int = 40, change: C
     i, j = torch.ones(len(x[0]), len(x[1])).nonzero().unbind(1)
     distances = measured(x[0], x[1], i, j)
     allowed, same = items[0][i] != items[1][j], labels[0][i] == labels[1][j]
-    return Case(*x, tuple(labels), tuple(items), distances[allowed & same], distances[allowed & ~same])
+    both = (labels[0], labels[1]), (items[0], items[1])
+    return Case(x[0], x[1], *both, distances[allowed & same], distances[allowed & ~same])
 
 
 @pytest.mark.parametrize("m", [None, 530, 20])
