@@ -202,20 +202,20 @@ def verification_metrics(
     """:func:`fnmr_at_fmr`, :func:`tar_at_far`, :func:`eer` and :func:`roc_auc` of all pairs of a query and a gallery.
 
     The pairs are pooled, not averaged per query, and those of equal items are left out. A distance is L2, evaluated in
-    float64 and rounded to the inputs' dtype, as :func:`oml.functional.search.exact_search` gives it. The values of
-    the first three are exactly those of the lists of all distances, although no list is made. ``roc_auc`` is exact if
-    at most 1 pair in 128 (or 262 144) has a distance at which positives and negatives both occur. Otherwise it counts
-    pairs in bins of distances, 6e-5 of the distance wide; its error is proven to be below 0.001, or a warning tells how
-    large it may be, which happens if very many pairs are as far as others. It is much smaller in practice.
+    float64 and rounded to the inputs' dtype, as :func:`oml.functional.search.exact_search` gives it. The values of the
+    first three are exactly those of the lists of all distances, although no list is made; no bit of them depends on
+    the budget, the threads or chance. ``roc_auc`` is exact, too, if at most 1 pair in 128 (or 262 144) has a distance
+    at which positives and negatives both occur. Otherwise pairs are counted in bins that are 6e-5 of their distance
+    wide, and what bins and the bounds of products leave open counts half: the error is proven to be below 0.001, or
+    a warning tells how large it may be. In practice it is below 1e-5, and digits beyond that may depend on the budget.
 
     How: a few blocks of random queries and galleries tell between which distances a threshold lies, with a margin for
     the error that their differences let expect. One pass over the products of all pairs, in blocks, counts those that
     are certainly nearer, and measures those between, or that the bounds of the products leave open. If the threshold is
     not among them, or too many would have to be measured, a pass counts all pairs in bins, and another one measures.
-    The random numbers come from a generator of their own; no bit of the first three values depends on them, and none
-    of any value on the budget or the threads. If ``galleries is queries``, with the same labels and items, half of the
-    products are enough. The time grows with the pairs that lie at a threshold, except for copies of the same vectors,
-    as of a collapsed model, which are measured once. Gradients do not flow.
+    The random numbers come from a generator of their own. If ``galleries is queries``, with the same labels and items,
+    half of the products are enough. The time grows with the pairs that lie at a threshold, except for copies of the
+    same vectors, as of a collapsed model, which are measured once. Gradients do not flow.
 
     Args:
         queries: What to compare.
@@ -541,7 +541,7 @@ class _Pairs:
         # a product of a pair takes about a hundredth of the time that measuring takes
         self._positives = None
         n_products = len(self._places(positive=True)) * rows * columns
-        if self.n_positives <= min(n_products // 64, memory_budget // 64):
+        if self.n_positives <= min(n_products // 64, memory_budget // 256):
             self._positives = self._measured_positives()
 
     def binned(self, *, positive: bool) -> Int[Tensor, " bin"]:
