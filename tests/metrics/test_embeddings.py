@@ -1,3 +1,4 @@
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +176,54 @@ def test_parts_can_be_switched_off() -> None:
         ({"pfc_variance": (50.0,)}, "in pfc_variance"),
         ({"fmr_vals": (0.1, -1.0)}, "in fmr_vals, got \\[-1.0\\]"),
         ({"extra_keys": "paths"}, "got the text 'paths'"),
+        ({"cmc_top_k": 5}, "a list or tuple as cmc_top_k, got 5"),
+        ({"map_top_k": np.array([1, 5])}, "a list or tuple as map_top_k, got array"),
+        ({"fmr_vals": 0.1}, "a list or tuple as fmr_vals, got 0.1"),
+        ({"extra_keys": None}, "a list or tuple as extra_keys, got None"),
+        ({"extra_keys": ("paths", "x1", "y1")}, r"all four sides of boxes .* lacks \['x2', 'y2'\]"),
+        ({"on_missing": "skip"}, "on_missing is 'raise' or 'ignore', got 'skip'"),
     ],
 )
 def test_arguments_are_checked_before_an_epoch_is_spent(argument: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        EmbeddingMetrics(**argument)
+    with pytest.raises((ValueError, TypeError), match=text):
+        inspect.unwrap(EmbeddingMetrics.__init__)(object.__new__(EmbeddingMetrics), **argument)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"labels": list("aabbbca")}, "needs numbers in 'labels', got list of 'a'"),
+        ({"labels": np.array(list("aabbbca"))}, "needs numbers in 'labels', got ndarray of .*'a'"),
+        ({"labels": LABELS.float()}, r"whole numbers in 'labels', got torch\.float32"),
+        ({"labels": LABELS[:, None]}, r"one number per item in 'labels', got shape \(7, 1\)"),
+        ({"is_query": ["True"] * 7}, "needs numbers in 'is_query'"),
+        ({"is_query": torch.full((7,), 2)}, "True or False, or 1 or 0, in 'is_query', got 2"),
+        ({"is_gallery": torch.full((7,), torch.nan)}, "in 'is_gallery', got nan"),
+        ({"sequence": torch.full((7,), torch.nan)}, r"whole numbers in 'sequence', got torch\.float32"),
+    ],
+)
+def test_a_batch_is_checked_when_it_comes(entry: dict, text: str) -> None:
+    metric = EmbeddingMetrics(sequence_key="sequence")
+    metric.setup(7)
+    with pytest.raises((ValueError, TypeError), match=text):
+        metric.update_data({**one_vs_rest(LINE, LABELS, sequence=torch.arange(7)), **entry})
+    assert metric.acc.collected_samples == 0
+
+
+@pytest.mark.parametrize(
+    "roles", [[1, 0, 1, 1, 1, 1, 1], np.array([1, 0, 1, 1, 1, 1, 1]), torch.ones(7) - torch.eye(7)[1]]
+)
+def test_roles_may_be_ones_and_zeros(roles: object) -> None:
+    metric = compute([{**one_vs_rest(LINE, LABELS), "is_query": roles, "labels": LABELS.int().numpy()}])
+    assert metric.results is not None
+    assert metric.results.query_ids.tolist() == [0, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("empty", [None, float("nan"), 3])
+def test_categories_are_of_one_kind_without_gaps(empty: object) -> None:
+    batch = one_vs_rest(LINE, LABELS, categories=["a", empty, *CATEGORIES[2:]])
+    with pytest.raises(ValueError, match=r"Categories need to be all texts or all whole numbers, got .* item 1"):
+        compute([batch], categories_key="categories")
 
 
 def test_no_category_takes_the_name_of_all() -> None:
@@ -206,6 +250,8 @@ def test_all_items_must_have_come() -> None:
     metric.update_data(one_vs_rest(LINE, LABELS))
     with pytest.raises(ValueError, match="needs all 8 items .* 7 came"):
         metric.compute_metrics()
+    with pytest.raises(ValueError, match=r"needs setup\(num_samples\) first"):
+        EmbeddingMetrics().compute_metrics()
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,9 @@ def test_categories_may_be_numbers(of: Any) -> None:
     metric.update_data({"x": EMBEDDINGS, "kinds": of([7, 3, 7, 3, 7])})
     assert values(metric) == pytest.approx({"OVERALL": 3 / 5, 3: 1, 7: 1 / 3})
     assert all(type(value) is float for value in values(metric).values())
+    metric.setup()
+    metric.update_data({"x": EMBEDDINGS.numpy(), "kinds": of([7, 3, 7, 3, 7])})
+    assert values(metric) == pytest.approx({"OVERALL": 3 / 5, 3: 1, 7: 1 / 3})
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,10 @@ def test_categories_may_be_numbers(of: Any) -> None:
         ({"embeddings": EMBEDDINGS}, r"needs the entries \['categories'\]; the batch has \['embeddings'\]"),
         ({"embeddings": EMBEDDINGS, "categories": CATEGORIES * 3}, "a category per triplet, got 15 for 5"),
         ({"embeddings": EMBEDDINGS[:4], "categories": ["a"]}, r"positive, negative and so on, got shape \(4, 1\)"),
+        (
+            {"embeddings": EMBEDDINGS.sqrt(), "categories": CATEGORIES},
+            r"finite embeddings, .* in 1 rows, such as \[8\]",
+        ),
     ],
 )
 def test_what_does_not_fit(batch: dict[str, Tensor], text: str) -> None:

@@ -463,6 +463,26 @@ def test_bad_data_is_refused() -> None:
         ({"is_query": ~data["is_query"]}, "at least one query, none of the 6 items is one"),
         ({"top_k": 0}, "top_k >= 1"),
         ({"embeddings": data["embeddings"] * math.nan}, "NaN"),
+        ({"labels": data["labels"] > 0}, r"integer label .* labels of torch\.bool"),
+        ({"labels": data["labels"][:, None]}, r"one number per item, got labels of shape \(6, 1\)"),
+        ({"is_query": data["is_query"][:, None]}, r"got is_query of shape \(6, 1\)"),
+        ({"sequences": torch.full((6,), math.nan)}, r"sequences of integers, -1 for none, got torch\.float32"),
     ):
         with pytest.raises(ValueError, match=message):
             unchecked(RetrievalResults, **{**data, "top_k": 1, **bad})
+    with pytest.raises(TypeError, match="RetrievalResults needs tensors, got labels of list"):
+        unchecked(RetrievalResults, **{**data, "top_k": 1, "labels": data["labels"].tolist()})
+
+
+def test_embeddings_that_are_not_finite_are_named_by_their_rows_in_the_data_set() -> None:
+    labels, is_query = torch.tensor([0, 0, 1, 1, 0, 1]), torch.tensor([False, True, False, True, False, False])
+    embeddings, unused = torch.zeros(6, 2), 0
+    embeddings[[unused, 3, 5], 1] = torch.tensor([math.nan, math.inf, math.nan])
+    is_gallery = ~is_query & (torch.arange(6) != unused)
+    with pytest.raises(ValueError, match=r"in 2 of 5 items, such as \[3, 5\]"):
+        RetrievalResults.from_embeddings(embeddings, labels, is_query, is_gallery, top_k=1)
+    parts = [x.flip(0) for x in (embeddings, labels, is_query, is_gallery)]
+    with pytest.raises(ValueError, match=r"in 2 of 5 items, such as \[13, 15\]"):
+        RetrievalResults.from_embeddings(*parts, top_k=1, ids=torch.arange(10, 16).flip(0))
+    embeddings[1:] = 1
+    assert len(RetrievalResults.from_embeddings(embeddings, labels, is_query, is_gallery, top_k=1)) == 2

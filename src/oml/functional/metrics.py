@@ -230,6 +230,9 @@ def calculate_accuracy_on_triplets(
         embeddings: Of anchor, positive, negative, anchor, positive, negative, ...
         reduce_mean: Whether to return the share.
 
+    Raises:
+        ValueError: The rows are not those of triplets, or not finite.
+
     Example:
         >>> calculate_accuracy_on_triplets(torch.tensor([[0.0], [1.0], [2.0], [0.0], [1.0], [1.0]]))
         tensor(0.5000)
@@ -238,6 +241,11 @@ def calculate_accuracy_on_triplets(
         raise ValueError(
             "calculate_accuracy_on_triplets needs embeddings (item, dim) of anchor, positive, negative and so on, got "
             f"shape {tuple(embeddings.shape)}."
+        )
+    if len(bad := (~embeddings.isfinite().all(dim=1)).nonzero().squeeze(1)):
+        raise ValueError(
+            f"calculate_accuracy_on_triplets needs finite embeddings, got NaN or inf in {len(bad)} rows, such as "
+            f"{bad[:5].tolist()}."
         )
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     anchor, positive, negative = (embeddings[role::3] for role in range(3))

@@ -44,6 +44,7 @@ TMetricsDict_ByLabels = dict[str | int, TMetricsDict]
 
 _LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
 _NOT_BY_QUERY = ("fnmr@fmr", "pcf")
+_BOX_KEYS = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
 
 
 class _Pairs(NamedTuple):
@@ -148,6 +149,13 @@ class EmbeddingMetrics(IMetricVisualisable):
             "ndcg": ndcg_top_k,
             "mrr": mrr_top_k,
         }
+        if isinstance(extra_keys, str):
+            raise ValueError(f"EmbeddingMetrics needs a sequence of names in extra_keys, got the text {extra_keys!r}.")
+        sequences = {f"{name}_top_k": values for name, values in top_k.items()}
+        sequences |= {"fmr_vals": fmr_vals, "pfc_variance": pfc_variance, "extra_keys": extra_keys}
+        for name, values in sequences.items():
+            if not isinstance(values, Sequence):
+                raise TypeError(f"EmbeddingMetrics needs a list or tuple as {name}, got {values!r}.")
         if not (fmr_vals or any(top_k.values())):
             raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k, fmr_vals.")
         for name, values in top_k.items():
@@ -158,8 +166,13 @@ class EmbeddingMetrics(IMetricVisualisable):
                 raise ValueError(f"EmbeddingMetrics needs shares between 0 and 1 in {name}, got {bad}.")
         if map_divide_by not in ("found", "min(k, n)", "n"):
             raise ValueError(f"EmbeddingMetrics divides map by 'found', 'min(k, n)' or 'n', got {map_divide_by!r}.")
-        if isinstance(extra_keys, str):
-            raise ValueError(f"EmbeddingMetrics needs a sequence of names in extra_keys, got the text {extra_keys!r}.")
+        if on_missing not in ("raise", "ignore"):
+            raise ValueError(f"EmbeddingMetrics: on_missing is 'raise' or 'ignore', got {on_missing!r}.")
+        lacking = [key for key in _BOX_KEYS if key not in extra_keys]
+        if 0 < len(lacking) < len(_BOX_KEYS):
+            raise ValueError(
+                f"EmbeddingMetrics needs all four sides of boxes among its extra_keys or none, it lacks {lacking}."
+            )
         self.embeddings_key = embeddings_key
         self.labels_key = labels_key
         self.is_query_key = is_query_key
@@ -196,7 +209,15 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.acc.refresh(num_samples)
 
     def update_data(self, data_dict: dict[str, Any]) -> None:
-        """Take in one batch."""
+        """Take in one batch.
+
+        Raises:
+            ValueError, TypeError: if an entry is missing, or is not what it should be.
+        """
+        roles = (self.is_query_key, self.is_gallery_key)
+        for key in (self.labels_key, self.sequence_key, self.index_key, *roles):
+            if key in data_dict:  # others are missed by the accumulator
+                _check_numbers(key, _as_tensor(key, data_dict[key]), is_role=key in roles)
         self.acc.update_data(data_dict)
 
     def compute_metrics(self) -> TMetricsDict_ByLabels:
@@ -206,6 +227,8 @@ class EmbeddingMetrics(IMetricVisualisable):
             NothingToFindError: if a query has nothing to find and ``on_missing="raise"``, or none has anything.
             ValueError: if not all expected items came.
         """
+        if self.acc.num_samples is None:
+            raise ValueError("EmbeddingMetrics needs setup(num_samples) first, and then all batches.")
         if not self.acc.is_storage_full():
             raise ValueError(
                 f"EmbeddingMetrics needs all {self.acc.num_samples} items that setup() was told of, "
@@ -230,11 +253,11 @@ class EmbeddingMetrics(IMetricVisualisable):
         queries: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(self.results))}
         members: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(embeddings))}
         if self.categories_key is not None:
-            categories = np.asarray(self.acc.storage[self.categories_key])
+            categories = self.acc.storage[self.categories_key]
             if self.overall_categories_key in (by_category := positions_by_category(categories)):
                 raise ValueError(f"EmbeddingMetrics keeps the name {self.overall_categories_key!r} for all categories.")
             members |= by_category
-            queries |= positions_by_category(categories[self.results.query_ids.numpy()])
+            queries |= positions_by_category(np.asarray(categories)[self.results.query_ids.numpy()])
 
         self._rows, self.metrics_unreduced = queries, {}
         for category, rows in queries.items():
@@ -305,7 +328,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         return (pairs.query_labels[:, None] == pairs.gallery_labels) & ~pairs.same_item
 
     def _stored(self, key: str) -> Tensor:
-        return torch.as_tensor(self.acc.storage[key])
+        return _as_tensor(key, self.acc.storage[key])
 
     def _computed(self) -> RetrievalResults:
         if self.results is None:
@@ -432,10 +455,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         return results
 
     def _boxes(self) -> Tensor | None:
-        keys = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
-        if not set(keys) <= set(self.extra_keys):
+        if not set(_BOX_KEYS) <= set(self.extra_keys):
             return None
-        return torch.stack([self._stored(key) for key in keys], dim=1)
+        return torch.stack([self._stored(key) for key in _BOX_KEYS], dim=1)
 
     def _names(self) -> Iterator[tuple[str, tuple[str | int, str, int | float]]]:
         """``OVERALL/map/5`` and its parts, for all metrics."""
@@ -443,6 +465,26 @@ class EmbeddingMetrics(IMetricVisualisable):
             for metric, by_k in by_metric.items():
                 for k in by_k:
                     yield f"{category}/{metric}/{k}", (category, metric, k)
+
+
+def _as_tensor(key: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"EmbeddingMetrics needs numbers in {key!r}, got {type(values).__name__} of {values[0]!r} and others. "
+            "Texts are numbered by pandas.factorize(texts)[0]."
+        ) from error
+
+
+def _check_numbers(key: str, numbers: Tensor, *, is_role: bool) -> None:
+    if numbers.ndim != 1:
+        raise ValueError(f"EmbeddingMetrics needs one number per item in {key!r}, got shape {tuple(numbers.shape)}.")
+    if is_role:
+        if len(bad := numbers[(numbers != 0) & (numbers != 1)]):
+            raise ValueError(f"EmbeddingMetrics needs True or False, or 1 or 0, in {key!r}, got {bad[0].item()}.")
+    elif numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(f"EmbeddingMetrics needs whole numbers in {key!r}, got {numbers.dtype}.")
 
 
 def _once_each(acc: Accumulator, index_key: str) -> Accumulator:

@@ -49,7 +49,8 @@ class AccuracyOnTriplets(IBasicMetric):
         keys = [key for key in (self.embeddings_key, self.categories_key) if key is not None]
         if missing := [key for key in keys if key not in data_dict]:
             raise ValueError(f"AccuracyOnTriplets needs the entries {missing}; the batch has {list(data_dict)}.")
-        right = calculate_accuracy_on_triplets(data_dict[self.embeddings_key].detach(), reduce_mean=False)
+        embeddings = torch.as_tensor(data_dict[self.embeddings_key]).detach()
+        right = calculate_accuracy_on_triplets(embeddings, reduce_mean=False)
         if self.categories_key is not None:
             categories = data_dict[self.categories_key]
             categories = list(categories) if isinstance(categories, list | tuple) else categories.tolist()

@@ -179,8 +179,8 @@ class RetrievalResults:
         Raises:
             NothingToFindError: see ``on_missing``; the text has their number and the first rows. Also raised if
                 no query at all has anything to find.
-            ValueError: if sizes differ, labels are not integers, there are no queries or no galleries, the
-                embeddings are not finite, or ``on_missing`` is something else.
+            ValueError: if sizes differ, labels or sequences are not integers, there are no queries or no galleries,
+                the embeddings of such are not finite, or ``on_missing`` is something else.
 
         Example:
             >>> everyone = torch.ones(4, dtype=torch.bool)
@@ -195,11 +195,22 @@ class RetrievalResults:
         given = {"embeddings": embeddings, "labels": labels, "is_query": is_query, "is_gallery": is_gallery}
         given |= {} if sequences is None else {"sequences": sequences}
         given |= {} if ids is None else {"ids": ids}
+        for name, part in given.items():
+            if not isinstance(part, Tensor):
+                raise TypeError(f"RetrievalResults needs tensors, got {name} of {type(part).__name__}.")
+            if part is not embeddings and part.ndim != 1:
+                raise ValueError(
+                    f"RetrievalResults needs one number per item, got {name} of shape {tuple(part.shape)}."
+                )
         sizes = [len(part) for part in given.values()]
-        if len(set(sizes)) > 1 or labels.is_floating_point():
+        if len(set(sizes)) > 1 or not _is_integer(labels):
             raise ValueError(
                 "RetrievalResults needs an embedding, an integer label and both roles of every item, got "
                 f"{', '.join(given)} of {', '.join(map(str, sizes))} items, labels of {labels.dtype}."
+            )
+        if sequences is not None and not _is_integer(sequences):
+            raise ValueError(
+                f"RetrievalResults needs the numbers of sequences of integers, -1 for none, got {sequences.dtype}."
             )
         if ids is None:
             ids = torch.arange(len(labels), device=labels.device)
@@ -207,6 +218,7 @@ class RetrievalResults:
             ids, order = ids.sort()
             embeddings, labels, is_query, is_gallery = (x[order] for x in (embeddings, labels, is_query, is_gallery))
             sequences = None if sequences is None else sequences[order]
+        _check_finite(embeddings, (is_query != 0) | (is_gallery != 0), ids)
         queries, galleries = is_query.nonzero().squeeze(1), is_gallery.nonzero().squeeze(1)
         for name, rows in (("query", queries), ("gallery", galleries)):
             if len(rows) == 0:
@@ -486,6 +498,23 @@ class RetrievalResults:
     def __repr__(self) -> str:
         sizes = f"{len(self)} queries, {len(self.gallery_ids)} galleries, top {self.retrieved_ids.shape[1]}"
         return f"RetrievalResults({sizes})"
+
+
+def _is_integer(numbers: Tensor) -> bool:
+    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+
+
+def _check_finite(embeddings: Tensor, is_used: Bool[Tensor, " item"], ids: Int[Tensor, " item"]) -> None:
+    """The search would name rows among the queries or the galleries."""
+    if embeddings.numel() == 0 or torch.stack(embeddings.aminmax()).isfinite().all():
+        return
+    finite = torch.cat([part.isfinite().flatten(1).all(dim=1) for part in embeddings.split(1024)])
+    if len(bad := ids[~finite & is_used]):
+        raise ValueError(
+            f"RetrievalResults needs finite embeddings, got NaN or infinite numbers in {len(bad)} of "
+            f"{int(is_used.sum())} items, such as {bad[:5].tolist()}, as they are numbered in the data set. "
+            "Look at the model or at the inputs of these items."
+        )
 
 
 def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
