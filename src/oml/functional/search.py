@@ -1,6 +1,7 @@
 """Exact search: for every query its nearest galleries, in bounded memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from oml.functional.pair_blocks import (
     nearness_within,
     row_sums,
 )
-
 
 _PAIR_BYTES = 24  # of a pair that is held: query, gallery, bound
 _CLOSELY = 4 * GROUP  # rows of a block that are worked on at a time if all numbers may be needed
@@ -118,6 +118,7 @@ def exact_search(
         min(top_k, len(galleries)),
         product_dtype or dtype,
         memory_budget,
+        None,
     )
     ids, distances = _search(task)
     if distance == "cosine":
@@ -133,39 +134,39 @@ class _Task(NamedTuple):
     top_k: int
     product_dtype: torch.dtype
     memory_budget: int
+    among_copies: Tensor | None  # whether a query's places are all taken by copies of it
 
-    def part(self, query_ids: Tensor | slice | None = None, gallery_ids: Tensor | None = None) -> "_Task":
-        """The task of some queries in some galleries."""
-        queries, galleries, query_items, gallery_items = self[:4]
-        if gallery_ids is not None:
-            galleries = galleries[gallery_ids]
-            gallery_items = None if gallery_items is None else gallery_items[gallery_ids]
-        if query_ids is not None:
-            queries = queries[query_ids]
-            query_items = None if query_items is None else query_items[query_ids]
-        return self._replace(queries=queries, galleries=galleries, query_items=query_items, gallery_items=gallery_items)
+    def of_queries(self, which: Tensor | slice) -> "_Task":
+        query_items, among_copies = (
+            None if part is None else part[which] for part in (self.query_items, self.among_copies)
+        )
+        return self._replace(queries=self.queries[which], query_items=query_items, among_copies=among_copies)
 
 
 def _search(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
-    """Without the copies among the galleries that nobody can retrieve, and so many queries at a time as memory allows."""
-    n_queries, n_galleries = len(task.queries), len(task.galleries)
-    if task.top_k == 0 or n_queries == 0:
+    """Without those copies among the galleries that nobody can retrieve."""
+    if task.top_k == 0 or len(task.queries) == 0:
         return _nothing(task)
-    if n_queries >= GROUP and (spare := _spare_copies(task)) is not None:
-        kept = (~spare).nonzero().squeeze(1)
-        fewer = task.part(None, kept)
-        if task.galleries is not task.queries:
-            ids, distances = _search_all(fewer)
-        else:
-            ids, distances = _nothing(task)
-            ids[kept], distances[kept] = _search_all(
-                fewer._replace(
-                    queries=fewer.galleries, query_items=None if task.query_items is None else task.query_items[kept]
-                )
-            )
-            ids[spare], distances[spare] = _search_all(fewer.part(spare))
-        return torch.where(ids < 0, -1, kept[ids]), distances
-    return _search_all(task)
+    # finding copies takes as long as a few queries; what is left may be copied
+    if len(task.queries) < GROUP or task.galleries.nbytes > task.memory_budget // 4:
+        return _search_all(task)
+    spare, among_copies = _copies(task)
+    with_itself = task.galleries is task.queries
+    if with_itself:
+        task = task._replace(among_copies=among_copies)
+    if not bool(spare.any()):
+        return _search_all(task)
+    kept = (~spare).nonzero().squeeze(1)
+    galleries = task.galleries[kept]
+    gallery_items = None if task.gallery_items is None else task.gallery_items[kept]
+    if with_itself:
+        ids, distances = _nothing(task)
+        for which in (kept, spare.nonzero().squeeze(1)):
+            part = task.of_queries(which)._replace(galleries=galleries, gallery_items=gallery_items)
+            ids[which], distances[which] = _search_all(part._replace(queries=galleries) if which is kept else part)
+    else:
+        ids, distances = _search_all(task._replace(galleries=galleries, gallery_items=gallery_items))
+    return torch.where(ids < 0, -1, kept[ids]), distances
 
 
 def _nothing(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
@@ -177,13 +178,10 @@ def _nothing(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "que
     )
 
 
-def _spare_copies(task: _Task) -> Bool[Tensor, " gallery"] | None:
-    """The galleries that no query can retrieve, for enough copies with lower ids are as near; None if there are none."""
+def _copies(task: _Task) -> tuple[Bool[Tensor, " gallery"], Bool[Tensor, " gallery"]]:
+    """Which galleries no query can retrieve, for enough copies of them have lower ids, and which have enough copies."""
     x = task.galleries.contiguous()
-    n_bytes = x.element_size()
-    if x.numel() * n_bytes > task.memory_budget // 4:  # what is left may be copied
-        return None
-    bits = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[n_bytes])
+    bits = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     weights = torch.randint(2**62, (x.shape[1],), generator=torch.Generator().manual_seed(0)).to(x.device)
     # sums of integers are the same in any order
     hashes, order = torch.cat([(part * weights).sum(dim=1) for part in bits.split(BLOCK)]).sort(stable=True)
@@ -194,11 +192,11 @@ def _spare_copies(task: _Task) -> Bool[Tensor, " gallery"] | None:
     n_needed = task.top_k
     if task.gallery_items is not None:
         n_needed += int(task.gallery_items.unique(return_counts=True)[1].amax())
-    place = torch.arange(len(x), device=x.device)
-    n_before = place - place.masked_fill(is_copy, 0).cummax(dim=0).values
-    spare = torch.zeros_like(is_copy)
-    spare[order] = n_before >= n_needed
-    return spare if bool(spare.any()) else None
+    group = (~is_copy).cumsum(0) - 1
+    spare, has_enough = torch.empty_like(is_copy), torch.empty_like(is_copy)
+    spare[order] = _rank(group) >= n_needed
+    has_enough[order] = (group.bincount() >= n_needed)[group]
+    return spare, has_enough
 
 
 def _search_all(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
@@ -207,7 +205,7 @@ def _search_all(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "
     if n_queries >= len(task.queries):
         return _Search(task).run()
     parts = [slice(first, first + n_queries) for first in range(0, len(task.queries), n_queries)]
-    ids, distances = zip(*(_Search(task.part(part)).run() for part in parts), strict=True)
+    ids, distances = zip(*(_Search(task.of_queries(part)).run() for part in parts), strict=True)
     return torch.cat(ids), torch.cat(distances)
 
 
@@ -248,6 +246,9 @@ class _Search:
         n_limits = self.blocks.n_query_blocks * self.n_rows
         self.limits = torch.full((n_limits,), lowest, dtype=self.blocks.dtype, device=task.queries.device)
         self.limits[len(task.queries) :] = torch.inf
+        if task.among_copies is not None:
+            within_zero = nearness_within(self.limits.new_zeros(1), task.queries.shape[1])
+            self.limits[: len(task.queries)].masked_fill_(task.among_copies, within_zero.squeeze())
         self.held: list[list[_Pairs]] = [[] for _ in range(self.blocks.n_query_blocks)]
         self.n_pairs = task.memory_budget // 8 // _PAIR_BYTES
         # pairs that the queries of a block may hold on average before they are measured
@@ -308,7 +309,7 @@ class _Search:
         ]
 
     def look_closely(self, block: Block) -> list[tuple[int, _Pairs, Tensor | None]]:
-        """The same if there may be too many: with higher limits, which the block itself gives, and measurements."""
+        """The same if there may be too many: with higher limits, which the block itself gives."""
         q, g, nearness = block
         sides = [(q, g, nearness)]
         if self.blocks.symmetric and q != g:
@@ -318,9 +319,9 @@ class _Search:
             limits, pairs = self.limits_of(q).clone(), []
             for first in range(0, len(numbers), _CLOSELY):
                 part, of_part = numbers[first : first + _CLOSELY], limits[first : first + _CLOSELY]
-                self.hide_own(q + first, g, part)
-                torch.maximum(of_part, self.limits_by_bounds(q + first, g, part), out=of_part)
-                row, column = near_rows(part, of_part)
+                row, column = self.near_and_allowed(self.blocks, of_part, (0, 0), Block(q + first, g, part))
+                if len(row) > self.crowd * len(part) and self.blocks.dtype != torch.float64:
+                    row, column = self.near_in_float64(of_part, q + first, g, part.shape[1])
                 new = _Pairs(row + first, column + g, part[row, column].clamp_(max=0))
                 if len(row) > self.crowd * len(part):
                     new, _, measured_limits = self.nearest(q, _sorted(new))
@@ -329,20 +330,45 @@ class _Search:
             found.append((q, _Pairs(*map(torch.cat, zip(*pairs, strict=True))), limits))
         return found
 
-    def limits_by_bounds(self, q: int, g: int, numbers: Tensor) -> Float[Tensor, " row"]:
-        """Limits that the ``top_k`` largest lower bounds in each row of some numbers give."""
-        k, n_columns = self.task.top_k, numbers.shape[1]
-        if n_columns < k:
-            return torch.full_like(numbers[:, 0], -torch.inf)
-        lower = numbers.clamp(max=0).mul_(1 + self.blocks.rounding)
-        slack = self.blocks.gallery_slack[g : g + n_columns]
-        lower[:, : len(slack)] -= slack
-        if 2 * k <= n_columns // GROUP:  # among the largest of each group, which are quick to find
-            lower = lower.unflatten(1, (GROUP, -1)).amax(dim=1)
-        lower = lower.topk(k, dim=1).values[:, -1]
-        slack = self.blocks.query_slack[q : q + len(lower)]
-        lower[: len(slack)] -= slack
-        return nearness_within(lower.mul_(-2).sqrt_(), self.task.queries.shape[1])
+    def near_in_float64(self, limits: Float[Tensor, " row"], q: int, g: int, n_columns: int) -> tuple[Tensor, Tensor]:
+        """The same as ``near_and_allowed``, by the bounds of float64, which tell near copies apart."""
+        blocks = PairBlocks(
+            self.task.queries[q : q + len(limits)],
+            self.task.galleries[g : g + n_columns],
+            shape=(len(limits), n_columns),
+            product_dtype=torch.float64,
+        )
+        return blocks.visit([(0, 0)], partial(self.near_and_allowed, blocks, limits[: blocks.n_rows], (q, g)))[0]
+
+    def near_and_allowed(
+        self, blocks: PairBlocks, limits: Float[Tensor, " row"], start: tuple[int, int], block: Block
+    ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+        """Raises the limits by a block; rows and columns of what reaches them, without the queries' own.
+
+        ``start`` is where the ``blocks`` begin.
+        """
+        q, g, numbers = block
+        k, n_columns, rounding = self.task.top_k, numbers.shape[1], blocks.rounding
+        if self.task.query_items is not None and self.task.gallery_items is not None:
+            query_items = self.task.query_items[start[0] + q :][: len(numbers), None]
+            gallery_items = self.task.gallery_items[start[1] + g :][:n_columns]
+            numbers[: len(query_items), : len(gallery_items)].masked_fill_(query_items == gallery_items, -torch.inf)
+        if n_columns >= k:
+            lower = numbers.clamp(max=0).mul_(1 + rounding)
+            slack = blocks.gallery_slack[g : g + n_columns]
+            lower[:, : len(slack)] -= slack
+            if 2 * k <= n_columns // GROUP:  # among the largest of each group, which are quick to find
+                lower = lower.unflatten(1, (GROUP, -1)).amax(dim=1)
+            lower = lower.topk(k, dim=1).values[:, -1]
+            slack = blocks.query_slack[q : q + len(numbers)]
+            lower[: len(slack)] -= slack
+            torch.maximum(limits, self.limit(lower), out=limits)
+        return near_rows(numbers, limits.to(numbers.dtype))
+
+    def limit(self, kth_lower: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """What is below it is farther than ``top_k`` galleries with lower bounds as high as this."""
+        distances = kth_lower.mul(-2).sqrt_().to(self.limits.dtype)
+        return nearness_within(distances, self.task.queries.shape[1])
 
     def merge(self, row: int) -> None:
         """What the queries of a row of blocks hold becomes one, with the limits that follow from it."""
@@ -399,20 +425,12 @@ class _Search:
         if limits is not None:
             torch.maximum(self.limits_of(q), limits, out=self.limits_of(q))
 
-    def hide_own(self, q: int, g: int, numbers: Tensor) -> None:
-        """Put the galleries with a query's number far off."""
-        if self.task.query_items is not None and self.task.gallery_items is not None:
-            query_items = self.task.query_items[q : q + len(numbers)]
-            gallery_items = self.task.gallery_items[g : g + numbers.shape[1]]
-            numbers[: len(query_items), : len(gallery_items)].masked_fill_(
-                query_items[:, None] == gallery_items, -torch.inf
-            )
-
     def without_own(self, q: int, pairs: _Pairs) -> _Pairs:
         if self.task.query_items is None or self.task.gallery_items is None:
             return pairs
         query_items = self.task.query_items.index_select(0, pairs.row + q)
-        return pairs.take(query_items != self.task.gallery_items.index_select(0, pairs.ids))
+        others = query_items != self.task.gallery_items.index_select(0, pairs.ids)
+        return pairs if bool(others.all()) else pairs.take(others)
 
 
 def _sorted(pairs: _Pairs) -> _Pairs:
