@@ -400,3 +400,13 @@ def test_histograms_need_bins() -> None:
         distance_histograms(
             torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1).long(), torch.zeros(1).long(), n_bins=0
         )
+
+
+def test_copies_are_told_from_vectors_with_one_sum_of_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    kinds, one_of = verification._kinds(x)
+    assert kinds[0] == kinds[2] != kinds[1]
+    assert torch.equal(x[one_of[kinds]], x)
+    monkeypatch.setattr(torch, "randint", lambda low, high, size, generator: torch.zeros(size, dtype=torch.int64))
+    kinds, one_of = verification._kinds(x)
+    assert kinds.tolist() == one_of.tolist() == [0, 1, 2]
