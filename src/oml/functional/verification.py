@@ -886,9 +886,11 @@ def _kinds(vectors: Float[Tensor, "item dim"]) -> tuple[Int[Tensor, " item"], In
     """
     n = vectors[:1].contiguous().view(torch.int16).numel()
     factors = torch.randint(-(2**62), 2**62, (n,), generator=torch.Generator().manual_seed(0)).to(vectors.device)
-    sums = [(part.contiguous().view(torch.int16) * factors).sum(dim=1) for part in vectors.split(BLOCK)]
     ids = torch.arange(len(vectors), device=vectors.device)
-    kinds = torch.cat(sums).unique(return_inverse=True)[1]
+    sums = torch.empty_like(ids)  # a list of parts would be strewn between the freed products
+    for part, of_part in zip(vectors.split(BLOCK), sums.split(BLOCK), strict=True):
+        torch.sum(part.contiguous().view(torch.int16) * factors, dim=1, out=of_part)
+    kinds = sums.unique(return_inverse=True)[1]
     one_of = torch.empty(int(kinds.amax()) + 1, dtype=ids.dtype, device=ids.device).scatter_(0, kinds, ids)
     parts = zip(vectors.split(BLOCK), one_of[kinds].split(BLOCK), strict=True)
     return (kinds, one_of) if all(torch.equal(part, vectors[same]) for part, same in parts) else (ids, ids)
