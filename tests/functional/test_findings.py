@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oml.functional import findings
 from oml.functional.findings import (
-    copy_distance,
+    copy_distances,
     mixed_labels,
     near_copies,
     nearest_across,
@@ -106,11 +106,16 @@ def test_wrong_labels_follow_the_definition(
     points = torch.randint(side, (n, 2), generator=generator).float()
     labels = 10 * torch.randint(n_labels, (n,), generator=generator) - 7
     items = None if n_items is None else torch.randint(n_items, (n,), generator=generator) - 1
-    neighbours = nearest_items(points, k, items=items)
-    expected = literal_wrong_labels(neighbours, labels.tolist(), list(range(n)) if items is None else items.tolist())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(findings, "_AT_ONCE", at_once)
-        found = wrong_labels(neighbours, labels, items=items, min_score=-1)
+        assert_wrong_labels_as_defined(points, labels, k, items)
+
+
+def assert_wrong_labels_as_defined(points: Tensor, labels: Tensor, k: int, items: Tensor | None = None) -> None:
+    n = len(labels)
+    neighbours = nearest_items(points, k, items=items)
+    expected = literal_wrong_labels(neighbours, labels.tolist(), list(range(n)) if items is None else items.tolist())
+    found = wrong_labels(neighbours, labels, items=items, min_score=-1)
     scores = dict(zip(found.items.tolist(), found.scores.tolist(), strict=True))
     suggested = dict(zip(found.items.tolist(), found.suggested.tolist(), strict=True))
     assert sorted(scores) == list(range(n))
@@ -120,6 +125,15 @@ def test_wrong_labels_follow_the_definition(
         assert scores[i] == pytest.approx(score, abs=1e-6)
         assert 0 <= scores[i] <= 1
     assert found.scores.tolist() == sorted(scores.values(), reverse=True)
+
+
+def test_a_label_whose_items_do_not_find_each_other() -> None:
+    """Nothing is known of how far its items lie apart, so any distance fits."""
+    points = torch.tensor([0.0, -1.0, 1.0, -1.2, -1.3, 1.2, 1.3, 8.0, 8.1])[:, None]
+    labels = torch.tensor([0, 1, 1, 2, 2, 3, 3, 0, 0])
+    assert_wrong_labels_as_defined(points, labels, k=2)
+    found = wrong_labels(nearest_items(points, k=2), labels, min_score=0.1)
+    assert (found.items[0].item(), found.suggested[0].item()) == (0, 1)
 
 
 def test_a_wrong_label_worked_by_hand() -> None:
@@ -350,54 +364,117 @@ def test_a_chain_of_copies_is_one_group() -> None:
     assert set(found.groups.tolist()) == {0}
 
 
-@pytest.mark.parametrize(
-    ("distances", "expected"),
-    [
-        ([], 0.0),
-        ([0.0, 0.0, math.inf], 0.0),
-        ([0.0, 2.0], 1.0),
-        # median 1, upper quartile 2, so D = 1: 0.05 / (5 ln 2)
-        ([0.1, 0.5, 1.0, 2.0, 9.0], 0.05 / (5 * math.log(2))),
-        # median 1, upper quartile sqrt(2), so D = 2
-        ([math.inf, 0.0, 0.1, 0.5, 1.0, 2**0.5, 9.0], math.sqrt(0.05 / (5 * math.log(2)))),
-        ([0.9, 0.95, 1.0, 1.01, 1.1], 0.5),
-    ],
-)
-def test_copy_distance_worked_by_hand(distances: list[float], expected: float) -> None:
-    assert copy_distance(torch.tensor(distances)) == pytest.approx(expected)
+def literal_copy_distances(rows: list[list[float]]) -> list[float]:
+    usual = [row for row in rows if len(row) > 1 and row[0] > 0 and row[1] < math.inf]
+    if not usual:
+        return [0.0] * len(rows)
+    middle = (len(usual) - 1) // 2
+    q = sorted(row[0] / row[1] for row in usual)[middle] ** math.log2(len(rows) / 0.05)
+    quarter = sorted(row[0] for row in usual)[middle] / 4
+    limits = []
+    for row in rows:
+        limit = 0.0
+        for p in range(1, min(4, len(row) - 1) + 1):
+            if row[p] < math.inf and row[p - 1] < min(q * row[p], quarter):
+                limit = min(q * row[p], quarter)
+        limits.append(limit)
+    return limits
 
 
-@pytest.mark.parametrize("dim", [2, 16, 64])
-@pytest.mark.parametrize("n_each", [1, 5])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.2])
-def test_planted_copies_are_found_and_nothing_else(dim: int, n_each: int, share: float) -> None:
-    """Exact copies of half of the planted items, near ones of the others, in the other split."""
-    embeddings, _ = blobs(600 // n_each, n_each, dim=dim, spread=0.3 / dim**0.5)
-    sides = torch.randint(2, (600,), generator=torch.Generator().manual_seed(2))
+@settings(deadline=None, max_examples=100)
+@given(n=st.integers(1, 12), k=st.integers(1, 7), side=st.sampled_from([1, 3, 10, 10_000]), seed=st.integers(0, 999))
+def test_copy_distances_follow_the_definition(n: int, k: int, side: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randint(side, (n, 2), generator=generator).float()
+    points[n // 2 :] = points[: n - n // 2] + 1e-6 * side * torch.randint(3, (n - n // 2, 2), generator=generator)
+    distances = nearest_items(points, k).distances
+    expected = literal_copy_distances(distances.tolist())
+    torch.testing.assert_close(copy_distances(distances), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_copy_distances_worked_by_hand() -> None:
+    """Ratios are 1/2, median distances 1; n = 5, so q is 1/2 to the power of log2(100), 1/100."""
+    rows = [[1.0, 2.0, 4.0]] * 3 + [[0.001, 2.0, 4.0], [0.001, 0.002, 4.0]]
+    # of the last two, p = 1 and p = 2 have a gap: 0.001 < 2 / 100 and 0.002 < 4 / 100
+    expected = torch.tensor([0, 0, 0, 0.02, 0.04], dtype=torch.float64)
+    torch.testing.assert_close(copy_distances(torch.tensor(rows)), expected)
+    rows[4][2] = 40.0
+    assert copy_distances(torch.tensor(rows))[4] == 0.25  # a quarter of the median, less than 40 / 100
+    for nothing in ([], [[math.inf, math.inf]], [[0.0, 0.0]] * 3):
+        distances = torch.tensor(nothing).reshape(len(nothing), 2)
+        assert copy_distances(distances).tolist() == [0.0] * len(nothing)
+
+
+def found_copies(embeddings: Tensor) -> list[list[int]]:
     neighbours = nearest_items(embeddings)
-    nearest = neighbours.distances[:, 0]
-    assert len(near_copies(neighbours, copy_distance(nearest)).pairs) == 0
-    copied = torch.randperm(600, generator=torch.Generator().manual_seed(3))[: int(share * 600)]
-    noise = torch.randn(len(copied), dim, generator=torch.Generator().manual_seed(4))
-    noise = noise / noise.norm(dim=1, keepdim=True) * 1e-4 * nearest.median()
-    noise[::2] = 0
-    embeddings = torch.cat([embeddings, embeddings[copied] + noise])
-    sides = torch.cat([sides, 1 - sides[copied]])
-    limit = copy_distance(nearest_items(embeddings).distances[:, 0])
-    found = near_copies(nearest_across(embeddings, sides), limit)
-    assert sorted(found.pairs.tolist()) == sorted([int(item), 600 + i] for i, item in enumerate(copied))
-    assert len(set(found.groups.tolist())) == len(copied)
-    assert (found.scores[: len(copied[::2])] == 1).all()
+    return sorted(near_copies(neighbours, copy_distances(neighbours.distances)).pairs.tolist())
 
 
-def test_heavy_jitter_in_many_dimensions_is_still_a_copy() -> None:
-    embeddings, _ = blobs(100, 5, dim=64)
-    nearest = nearest_items(embeddings).distances[:, 0]
-    noise = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
-    noise *= 0.3 * nearest.median() / noise.norm(dim=1, keepdim=True)
-    neighbours = nearest_items(torch.cat([embeddings, embeddings[:20] + noise]))
-    found = near_copies(neighbours, copy_distance(neighbours.distances[:, 0]))
+def jittered(embeddings: Tensor, size: float, seed: int = 0) -> Tensor:
+    """Each item moved by ``size`` times the median distance of nearest neighbours."""
+    step = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(seed))
+    median = nearest_items(embeddings, k=1).distances.median()
+    return embeddings + size * median * step / step.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("n_each", [1, 5, 50])
+@pytest.mark.parametrize(("dim", "size"), [(2, 1e-4), (16, 0.1), (64, 0.2)])
+def test_planted_copies_are_found_and_nothing_else(dim: int, size: float, n_each: int) -> None:
+    """In many dimensions, distances to neighbours are much alike, so copies may be farther off."""
+    embeddings, _ = blobs(600 // n_each, n_each, dim=dim, spread=0.4)
+    assert found_copies(embeddings) == []
+    for share in (0.02, 0.15):
+        n = round(share * 600)
+        copies = torch.cat([embeddings[:n:2], jittered(embeddings, size)[1:n:2]])
+        planted = [[i, 600 + place] for place, i in enumerate([*range(0, n, 2), *range(1, n, 2)])]
+        assert found_copies(torch.cat([embeddings, copies])) == sorted(planted)
+
+
+def test_where_a_gap_is_the_rule_exact_copies_are_found() -> None:
+    embeddings, _ = blobs(300, 2)
+    assert found_copies(embeddings) == []
+    near = jittered(embeddings, 0.05)[10:20]
+    assert found_copies(torch.cat([embeddings, embeddings[:10], near])) == [[i, 600 + i] for i in range(10)]
+
+
+def test_copies_of_copies_are_one_group() -> None:
+    embeddings, _ = blobs(100, 5)
+    neighbours = nearest_items(torch.cat([embeddings, *(jittered(embeddings[:10], 0.05, seed) for seed in range(3))]))
+    found = near_copies(neighbours, copy_distances(neighbours.distances))
+    assert len(set(found.groups.tolist())) == 10
+    for group in range(10):
+        items = found.pairs[found.groups == group].unique()
+        assert len(items) == 4
+        assert (items[1:] == torch.tensor([500, 510, 520]) + items[0]).all()
+
+
+def test_labels_that_are_tight_are_no_copies() -> None:
+    """Labels of 2 to 12 items whose spreads differ by a factor of 6, and that lie far apart, as a trained model has."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(2, 13, (300,), generator=generator)
+    labels = torch.arange(300).repeat_interleave(sizes)
+    centres = torch.nn.functional.normalize(torch.randn(300, 32, generator=generator))
+    spreads = 0.3 * torch.exp(0.3 * torch.randn(300, generator=generator))
+    noise = torch.randn(len(labels), 32, generator=generator) / 32**0.5
+    embeddings = centres[labels] + spreads[labels, None] * noise
+    assert spreads.amax() > 5 * spreads.amin()
+    neighbours = nearest_items(embeddings)
+    assert (labels[neighbours.ids[:, 0]] == labels).double().mean() > 0.95
+    assert found_copies(embeddings) == []
+    planted = [[i, len(labels) + i] for i in range(50)]
+    assert found_copies(torch.cat([embeddings, jittered(embeddings, 0.1)[:50]])) == planted
+
+
+def test_copies_across_splits() -> None:
+    embeddings, _ = blobs(100, 5)
+    sides = torch.arange(500) % 2
+    embeddings, sides = torch.cat([embeddings, jittered(embeddings, 0.05)[:20]]), torch.cat([sides, 1 - sides[:20]])
+    limits = copy_distances(nearest_items(embeddings).distances)
+    found = near_copies(nearest_across(embeddings, sides), limits)
     assert sorted(found.pairs.tolist()) == [[i, 500 + i] for i in range(20)]
+    assert (found.scores > 0.5).all()
+    limits[3] = 0  # both items of a pair have to be near enough
+    assert [3, 503] not in near_copies(nearest_across(embeddings, sides), limits).pairs.tolist()
 
 
 def test_nearest_across() -> None:
@@ -418,13 +495,13 @@ def test_nothing_comes_of_nothing(n: int) -> None:
     neighbours, labels = nearest_items(torch.zeros(n, 3)), torch.zeros(n, dtype=torch.int64)
     for found in (wrong_labels(neighbours, labels), mixed_labels(neighbours, labels), near_copies(neighbours, 1.0)):
         assert all(len(part) == 0 for part in found)
-    assert copy_distance(neighbours.distances.flatten()) == 0
+    assert copy_distances(neighbours.distances).tolist() == [0] * n
 
 
 def test_embeddings_that_are_all_the_same() -> None:
     neighbours, labels = nearest_items(torch.ones(60, 3)), torch.arange(60) % 3
     assert len(wrong_labels(neighbours, labels).items) == 0
-    copies = near_copies(neighbours, copy_distance(neighbours.distances[:, 0]))
+    copies = near_copies(neighbours, copy_distances(neighbours.distances))
     assert set(copies.pairs.flatten().tolist()) == set(range(60))
     assert set(copies.groups.tolist()) == {0}
 

@@ -1,6 +1,6 @@
 """Findings in the data: what the nearest neighbours of items tell of wrong labels, copies and mixed labels."""
 
-from math import log
+from math import log2
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from oml.functional.search import Neighbours, exact_search
 
 _AT_ONCE = 2**20  # pairs of neighbours of an item that are compared
 _LEVELS = 2**30  # of average precision that are told apart
-_PRETENDERS = 0.05  # ordinary pairs that are expected below the distance of copies, in a whole data set
+_MOST_COPIES = 4  # of one item, unless they are exact
+_BY_CHANCE = 0.05  # items that are expected to seem to have copies, in a whole data set
 _TO_AGREE = 2  # neighbours that carry another label, or it is not voted for
 
 
@@ -236,40 +237,59 @@ def mixed_labels(
     return MixedLabels(pairs[found], score[found], crossing[found])
 
 
-def copy_distance(distances: Float[Tensor, " item"]) -> float:
-    """Below which distance two items are copies, by the distances from items to their nearest neighbours.
+def copy_distances(distances: Float[Tensor, "item rank"]) -> Float[Tensor, " item"]:
+    """Up to which distance the neighbours of each item are its copies; 0 if none are, but exact ones.
 
-    Where items have ``D`` ways to differ, distances to nearest neighbours follow a Weibull distribution,
-    ``P(distance < t) = 1 - exp(-(t / scale)^D)``, and its small end tells how small a distance may be without a copy.
-    It is fitted to the median ``m`` and the upper quartile ``q``, which copies do not change much unless they are
-    nearly half of the data: ``1 / D = log2(q / m)``. The answer is the ``t`` below which 0.05 of ``n`` such distances
-    are expected, though half of the median at most: ``m * min(1/2, (0.05 / (n * ln 2))^(1 / D))``. Where some labels
-    are tighter than others, the distribution is wider and the answer smaller. Distances of zero are not counted, as
-    they are copies anyway; with no others the answer is 0.
+    Let ``r_1 <= r_2 <= ...`` be the distances from an item to its neighbours. If ``p`` of them are copies of it, there
+    is a gap behind them: ``r_p`` is much smaller than ``r_(p + 1)``. How small is not due to chance? Among points that
+    lie at random in ``D`` dimensions, ``P(r_1 / r_2 < q) = q^D``. The exponent is told by the data: it is the one that
+    gives the median ``m`` of the ratios the probability 1/2. So of ``n`` items, 0.05 are expected to have a ratio below
+    ``q = m^log2(n / 0.05)``, and there is a gap if ``r_p < q * r_(p + 1)``, for ``p`` up to 4.
+
+    As a ratio compares distances in one place, it does not matter that some labels are tighter than others. But a
+    label of two items may lie far from all others, and has a gap around it; so copies also have to be nearer than a
+    quarter of the median of all ``r_1``. The distance up to which neighbours are copies is the largest that keeps to
+    both, ``min(q * r_(p + 1), median / 4)``, for the largest ``p`` that has a gap.
+
+    Distances of zero are left out of the medians. Only exact copies are found if copies, or labels of two items, are
+    so many that a gap is the rule, and of items with more than four copies. The ratio is the statistic of Facco et al.,
+    "Estimating the intrinsic dimension of datasets by a minimal neighborhood information", 2017.
 
     Args:
-        distances: From each item to the nearest one among those in which copies are looked for, inf if it has none.
+        distances: From each item to its neighbours, ascending, inf where there is none. Of ``k`` neighbours, at most
+            ``k - 1`` can be told to be copies.
 
     Example:
-        >>> copy_distance(torch.tensor([0.0, 0.9, 1.0, 1.1, 1.2]))
-        0.5
+        >>> distances = torch.tensor([[1.0, 1.1], [1.0, 1.2], [1.1, 1.2], [0.01, 1.1], [0.01, 1.1]])
+        >>> copy_distances(distances)
+        tensor([0.0000, 0.0000, 0.0000, 0.2500, 0.2500], dtype=torch.float64)
     """
-    distances = distances[distances.isfinite() & (distances > 0)].double().sort().values
-    if (n := len(distances)) == 0:
-        return 0.0
-    middle, upper = distances[(n - 1) // 2].item(), distances[(3 * (n - 1)) // 4].item()
-    return middle * min(0.5, (_PRETENDERS / (n * log(2))) ** (log(upper / middle) / log(2)))
+    distances = distances.detach().double()
+    n, width = distances.shape
+    limits = distances.new_zeros(n)
+    if width < 2:
+        return limits
+    nearest, second = distances[:, 0], distances[:, 1]
+    usual = (nearest > 0) & second.isfinite()
+    if not usual.any():
+        return limits
+    gap = (nearest / second)[usual].median() ** log2(n / _BY_CHANCE)
+    for p in range(1, min(_MOST_COPIES, width - 1) + 1):
+        limit = (gap * distances[:, p]).clamp(max=nearest[usual].median() / 4)
+        limits = torch.where((distances[:, p - 1] < limit) & distances[:, p].isfinite(), limit, limits)
+    return limits
 
 
-def near_copies(neighbours: Neighbours, max_distance: float | int) -> Copies:
-    """Items and those of their neighbours that are within ``max_distance``, as groups of pairs.
+def near_copies(neighbours: Neighbours, max_distance: Float[Tensor, " item"] | float | int) -> Copies:
+    """Items that are within the distance of copies from each other, as groups of pairs.
 
     A pair scores ``1 - distance / max_distance``, exact copies 1. A group is ranked by its best pair.
 
     Args:
         neighbours: Of every item, as :func:`nearest_items` or :func:`nearest_across` give them. With ``k`` neighbours,
             an item of more than ``k`` copies is paired with the nearest ``k``.
-        max_distance: See :func:`copy_distance`.
+        max_distance: One for all, or of each item, see :func:`copy_distances`; of the two in a pair, the smaller one
+            counts.
 
     Example:
         >>> points = torch.tensor([[0.0], [5.0], [0.0], [5.01], [9.0]])
@@ -279,15 +299,17 @@ def near_copies(neighbours: Neighbours, max_distance: float | int) -> Copies:
                 [1, 3]]), tensor([0, 1]))
     """
     n = len(neighbours.ids)
-    item, rank = ((neighbours.distances <= max_distance) & (neighbours.ids >= 0)).nonzero().unbind(1)
+    limits = torch.as_tensor(max_distance, dtype=torch.float64, device=neighbours.ids.device).expand(n)
+    item, rank = ((neighbours.distances <= limits[:, None]) & (neighbours.ids >= 0)).nonzero().unbind(1)
     other, distances = neighbours.ids[item, rank], neighbours.distances[item, rank].double()
+    item, other, distances = (part[distances <= limits[other]] for part in (item, other, distances))
     codes, inverse = (torch.minimum(item, other) * n + torch.maximum(item, other)).unique(return_inverse=True)
     pairs = torch.stack([codes // max(n, 1), codes % max(n, 1)], dim=1)
     distances = distances.new_zeros(len(codes)).index_put_((inverse,), distances)  # both directions have one distance
-    scores = 1 - distances / max_distance if max_distance > 0 else torch.ones_like(distances)
+    scores = torch.where(distances > 0, 1 - distances / limits[pairs].amin(dim=1), 1.0)
 
-    # of each group the first place that one of its pairs has in the order of distances
-    order = distances.argsort(stable=True)
+    # of each group the first place that one of its pairs has in the order of scores
+    order = scores.sort(descending=True, stable=True).indices
     pairs, distances, scores = pairs[order], distances[order], scores[order]
     group = _components(pairs, n)[pairs[:, 0]]
     places = torch.arange(len(group), device=group.device)

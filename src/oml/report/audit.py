@@ -15,7 +15,7 @@ from oml.const import LABELS_COLUMN, PATHS_COLUMN, SEQUENCE_COLUMN, SPLIT_COLUMN
 from oml.datasets._table_rules import apply, bad_boxes, bad_labels
 from oml.datasets.table import TableError
 from oml.functional.findings import (
-    copy_distance,
+    copy_distances,
     mixed_labels,
     near_copies,
     nearest_across,
@@ -56,8 +56,6 @@ class Audit(NamedTuple):
     """how many items have a nearest neighbour of their label, of those that could have one"""
     chance: float
     """the same if neighbours were drawn at random"""
-    copy_distance: float
-    """up to which items are copies"""
 
 
 def audit_table(
@@ -93,7 +91,7 @@ def audit_table(
     items = table.iloc[rows]
     labels = torch.from_numpy(items[LABELS_COLUMN].to_numpy(dtype=np.int64, copy=True))
     splits = items[SPLIT_COLUMN] if SPLIT_COLUMN in items else pd.Series("", index=items.index)
-    sides = torch.from_numpy(pd.factorize(splits, use_na_sentinel=False)[0].astype(np.int64))
+    sides = torch.from_numpy(pd.factorize(splits)[0].astype(np.int64))
     sequences = _sequences(items)
     neighbours = nearest_items(embeddings, k, items=sequences)
 
@@ -105,13 +103,13 @@ def audit_table(
 
     scores = {} if min_score is None else {"min_score": min_score}
     parts = [_wrong(neighbours, labels, sequences, scores, columns_of)]
-    limit = copy_distance(neighbours.distances[:, :1].flatten()) if max_distance is None else float(max_distance)
+    limits = copy_distances(neighbours.distances) if max_distance is None else max_distance
     inside = sides[neighbours.ids.clamp(min=0)] == sides[:, None]
     for kind, found in (
         (COPY_ACROSS, nearest_across(embeddings, sides)),
         (COPY_WITHIN, neighbours._replace(distances=neighbours.distances.where(inside, torch.inf))),
     ):
-        copies = near_copies(found, limit)
+        copies = near_copies(found, limits)
         part: dict[str, Any] = {"kind": kind, "score": copies.scores.numpy(), "group": copies.groups.numpy()}
         part |= columns_of(copies.pairs[:, 0]) | columns_of(copies.pairs[:, 1], "other_")
         parts.append(DataFrame({**part, "distance": copies.distances.numpy()}))
@@ -121,7 +119,7 @@ def audit_table(
     parts.append(DataFrame({"kind": MIXED_LABELS, **pairs}))
 
     findings = pd.concat([part.reindex(columns=list(COLUMNS)).astype(COLUMNS) for part in parts], ignore_index=True)
-    return Audit(findings, items, embeddings, neighbours, *_agreement(neighbours, labels), limit)
+    return Audit(findings, items, embeddings, neighbours, *_agreement(neighbours, labels))
 
 
 def _wrong(

@@ -98,7 +98,6 @@ def audit_page(
         n_neighbours=audit.neighbours.ids.shape[1],
         agreement=audit.agreement,
         chance=audit.chance,
-        copy_distance=audit.copy_distance,
         missing=pictures.missing,
         version=oml.__version__,
     )
