@@ -44,6 +44,35 @@ def test_bounds_hold_and_are_tight(dim: int, scale: float, offset: float, dtype:
     assert (slack < (dim + 20) * torch.finfo(blocks.dtype).eps * 1.2 * squares + 8 * smallest).all()
 
 
+@pytest.mark.parametrize(
+    ("dim", "scale", "offset"), [(384, 1, 0), (3, 1e3, 1e3), (33, 1e-15, 0), (7, 1e-25, 0), (1, 1, 50), (5, 1e-42, 0)]
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_bounds_of_bfloat16_hold(dim: int, scale: float, offset: float, whole: bool) -> None:
+    q, g = vectors(70, dim, scale, offset, 0), vectors(45, dim, scale, offset, 1)
+    if whole:  # so that all errors are those of the last rounding
+        q, g = (4 * q / scale).round(), (4 * g / scale).round()
+    g[:5] = q[:5]
+    blocks = PairBlocks(q, g, shape=(64, 32), product_dtype=torch.bfloat16)
+    upper = all_blocks(blocks).double()
+    true = (q.double()[:, None] - g.double()).square().sum(dim=2) / -2
+    slack = blocks.query_slack.double()[:, None] + blocks.gallery_slack.double()
+    assert (upper >= true).all()
+    assert (upper.clamp(max=0) * (1 + blocks.rounding) - slack <= true).all()
+    if scale > 1e-20:
+        squares = (q.double() - blocks._centre).square().sum(1)[:, None] + (g.double() - blocks._centre).square().sum(1)
+        relative = 2.2 * (dim + 20) * 2**-23 + (0 if whole else 2**-6.9)
+        assert (slack <= relative * squares + 8 * dim * torch.finfo(torch.float32).tiny).all()
+
+
+def test_products_in_float64_of_float32() -> None:
+    x = vectors(40, 16, 1, 3, 0)
+    blocks = PairBlocks(x, x.flip(0), product_dtype=torch.float64)
+    true = (x.double()[:, None] - x.flip(0).double()).square().sum(dim=2) / -2
+    torch.testing.assert_close(all_blocks(blocks), true, rtol=0, atol=1e-12)
+    assert (all_blocks(blocks) >= true).all()
+
+
 def test_a_set_with_itself_is_symmetric() -> None:
     x = vectors(100, 8, 1, 3, 0)
     blocks = PairBlocks(x, x, shape=(32, 32), memory_budget=10**6)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oml.functional import search
+from oml.functional.pair_blocks import Block, PairBlocks
 from oml.functional.search import Neighbours, exact_search
 
 
@@ -245,6 +246,58 @@ def test_the_other_queries_and_the_threads_change_no_bit(
         torch.set_num_threads(before)
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 99),
+    slack=st.sampled_from([0.0, 0.1, 3.0]),
+    rounding=st.sampled_from([0.0, 0.3]),
+    with_itself=st.booleans(),
+)
+def test_any_numbers_within_the_bounds_give_the_same(
+    seed: int, slack: float, rounding: float, with_itself: bool
+) -> None:
+    """Real products are far better than their bounds: here each is as bad as it may be."""
+    generator = torch.Generator().manual_seed(seed)
+
+    class Worst(PairBlocks):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if self.dtype == torch.float32:
+                self.rounding = rounding
+                self.query_slack = slack * torch.rand(len(self.query_slack), generator=generator)
+                self.gallery_slack = slack * torch.rand(len(self.gallery_slack), generator=generator)
+                if self.symmetric:
+                    self.gallery_slack = self.query_slack
+
+        def visit(self, blocks: Any, look: Any) -> Any:
+            def look_at_worse(block: Block) -> Any:
+                q, g = (
+                    part[start : start + size].double()
+                    for part, start, size in zip(
+                        (self._queries, self._galleries), block[:2], block.nearness.shape, strict=True
+                    )
+                )
+                near = (q[:, None] - g).square().sum(dim=2) / -2
+                total = self.query_slack[block.first_query :][: len(q), None]
+                total = total + self.gallery_slack[block.first_gallery :][: len(g)]
+                highest = (near + 0.999 * total) / (1 + 0.999 * self.rounding)
+                lowest = near * 0.999999
+                number = torch.where(torch.rand(near.shape, generator=generator) < 0.5, highest, lowest)
+                block.nearness[: len(q), : len(g)] = number.maximum(lowest)
+                return look(block)
+
+            return super().visit(blocks, look_at_worse if self.dtype == torch.float32 else look)
+
+    x = torch.randint(5, (70, 3), generator=generator).float()
+    items = torch.arange(len(x)) // 2
+    galleries = x if with_itself else x.flip(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "PairBlocks", Worst)
+        patch.setattr(search, "BLOCK", 32)
+        found = exact_search(x, galleries, 4, query_items=items, gallery_items=items)
+    assert_same(found, literal(x, galleries, 4, items, items))
+
+
 def test_many_blocks_and_few_survivors() -> None:
     """Enough galleries for the filter, which sees the nearest ones last."""
     generator = torch.Generator().manual_seed(0)
@@ -292,7 +345,14 @@ def test_near_copies_are_told_apart_in_float64(monkeypatch: pytest.MonkeyPatch) 
         assert_same(found, literal(x, x, 5))
 
 
-def test_copies_that_nobody_can_retrieve_are_left_out() -> None:
+@pytest.mark.parametrize("hashes_tell", [True, False])
+def test_copies_that_nobody_can_retrieve_are_left_out(hashes_tell: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hashes_tell:
+        monkeypatch.setattr(torch, "randint", lambda *args, generator: torch.zeros(1, dtype=torch.int64))
+        x = torch.tensor([[1.0], [2.0], [2.0], [1.0]])
+        spare, _ = search._copies(search._Task(x, x, None, None, 1, torch.float32, 10**9, None))
+        assert spare.tolist() == [False, False, True, False]  # of copies apart from each other it may miss some
+        return
     x = torch.tensor([[1.0], [2.0], [1.0], [1.0], [3.0], [1.0], [2.0]])
     task = search._Task(x, x, None, None, 2, torch.float32, 10**9, None)
     spare, has_enough = search._copies(task)
