@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from oml.functional.precision import without_autocast
+
 BLOCK = 1024  # queries x galleries of a block: 4 MiB of float32 stay in a CPU's cache
 GROUP = 32  # neighbouring numbers of a block that are looked at together; sides of blocks are multiples of it
+_CENTRE_OF = 256  # galleries that the centre is found from: a median takes its time
 _NUMBERS = 2**18  # of the vectors that are subtracted at a time: 2 MiB of float64 stay in a CPU's cache
 
 T = TypeVar("T")
@@ -75,7 +78,7 @@ class PairBlocks:
             for size, vectors in zip(shape, (queries, galleries), strict=True)
         )
         # unlike the mean, the median does not follow a few vectors that are far off
-        self._centre = self._galleries[:: -(-len(galleries) // BLOCK)].to(self.dtype).median(dim=0).values
+        self._centre = self._galleries[:: -(-len(galleries) // _CENTRE_OF)].to(self.dtype).median(dim=0).values
         info, dim = torch.finfo(self.dtype), queries.shape[1]
         self._error = (dim + 16) * info.eps / 2 / (1 - (dim + 16) * info.eps / 2)
         self.rounding = 0.0
@@ -136,7 +139,7 @@ class PairBlocks:
         n_threads = min(torch.get_num_threads(), len(blocks)) if self._centre.device.type == "cpu" else 1
         with _full_precision_products():
             if n_threads <= 1:
-                with torch.autocast(self._centre.device.type, enabled=False):
+                with without_autocast(self._centre.device.type):
                     return [work(place) for place in blocks]
             with _threads(n_threads) as pool:
                 return list(pool.map(work, blocks))
@@ -168,14 +171,16 @@ class PairBlocks:
 
     def _squares(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The squared norms of the centred vectors in float64, and the largest relative error of a rounded one."""
-        squares, errors = [], [self._centre.new_zeros((), dtype=torch.float64)]
-        for part in vectors.split(BLOCK):
+        # a list of parts would be strewn between the freed vectors
+        squares = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
+        largest = squares.new_zeros(())
+        for part, of_part in zip(vectors.split(BLOCK), squares.split(BLOCK), strict=True):
             x = part.to(self.dtype) - self._centre
-            squares.append(x.double().square_().sum(dim=1))
+            torch.sum(x.double().square_(), dim=1, out=of_part)
             if self._product_dtype != self.dtype:
                 error = (x - x.to(self._product_dtype)).double().square_().sum(dim=1)
-                errors.append((error / squares[-1]).nan_to_num_(0.0).amax().sqrt())
-        return torch.cat(squares), torch.stack(errors).amax()
+                largest = torch.maximum(largest, (error / of_part).nan_to_num_(0.0).amax().sqrt())
+        return squares, largest
 
     def _slack_and_terms(self, squares: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The slack of each vector, and what it adds to its numbers; half of the slack is in there already."""
@@ -275,13 +280,12 @@ def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def _full_precision_products() -> Iterator[None]:
-    """Without TF32 and bfloat16: the bounds count on the rounding of the dtype they are computed in."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    before = [backend.fp32_precision for backend in backends]
+    """Without TF32 and sums in bfloat16: the bounds count on the rounding of the dtype they are computed in."""
+    cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before = cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        cuda.fp32_precision = mkldnn.fp32_precision = "ieee"
+        cuda.allow_bf16_reduced_precision_reduction = False
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = before

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from threading import Lock, local
 from typing import NamedTuple
 
@@ -254,8 +255,7 @@ def verification_metrics(
         raise ValueError(f"{owner} needs something to compute: fmr_vals, far_vals, eer or roc_auc.")
     pairs = _Pairs(owner, queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
     n_positives, n_negatives = pairs.n_positives, pairs.n_negatives
-    few = n_positives + n_negatives <= _FEW_PAIRS
-    by_bins = (eer or roc_auc) and not few
+    by_bins = (eer or roc_auc) and not pairs.few
     positive_bins = pairs.binned(positive=True) if by_bins else None
     negative_bins = pairs.binned(positive=False) if by_bins and roc_auc else None
 
@@ -263,7 +263,7 @@ def verification_metrics(
     n_admitted = [_n_admitted(n_negatives, far) for far in far_vals]
     ranks = [(low, high if part else low) for low, high, part in quantiles]
     ranks += [(n, n) for n in n_admitted if n < n_negatives]
-    around, crossing = _around(pairs, ranks, few, eer, positive_bins, negative_bins)
+    around, crossing = _around(pairs, ranks, eer, positive_bins, negative_bins)
 
     # The thresholds are known; of the positives, those at the same distances have to be.
     thresholds = [_quantile(near, n_negatives, fmr) for near, fmr in zip(around, fmr_vals, strict=False)]
@@ -488,6 +488,7 @@ class _Pairs:
                     f"galleries. {_WHY_NONE[name]}"
                 )
 
+        self.few = self.n_positives + self.n_negatives <= _FEW_PAIRS
         # Sorted by label, positive pairs are in few blocks.
         orders = [key.sort(stable=True).indices for key in labels]
         in_order = all(bool((order.diff() > 0).all()) for order in orders)
@@ -525,24 +526,31 @@ class _Pairs:
         info = torch.finfo(self.dtype)
         # half a squared distance is at most the sum of the squared norms, of which the slack is that part
         self.farthest = self.largest_slack / ((self._dim + 16) * info.eps) * 1.01
-        low, high = (
-            torch.tensor(x, dtype=self.dtype, device=queries.device).clamp(min=info.tiny)
-            for x in (self.slack / 8, self.farthest)
-        )
-        self.scale = _Scale(low, high)
         self._labels_meet = self._meetings(self._labels)
         meet = self._labels_meet if self._items is None else self._labels_meet | self._meetings(self._items)
         self._meet = meet.tolist()  # as it is looked up for each block
-        of_queries = _kinds(queries)
-        of_galleries = of_queries if galleries is queries else _kinds(galleries)
-        worth_it = 2 * len(of_queries[1]) * len(of_galleries[1]) <= len(queries) * len(galleries)
-        self._kinds = (of_queries, of_galleries) if worth_it else None
+        self._kinds = None
+        if not self.few:
+            of_queries = _kinds(queries)
+            of_galleries = of_queries if galleries is queries else _kinds(galleries)
+            if 2 * len(of_queries[1]) * len(of_galleries[1]) <= len(queries) * len(galleries):
+                self._kinds = of_queries, of_galleries
 
         # a product of a pair takes about a hundredth of the time that measuring takes
         self._positives = None
         n_products = len(self._places(positive=True)) * rows * columns
-        if self.n_positives <= min(n_products // 64, memory_budget // 256):
+        if self.n_positives <= min(n_products if self.few else n_products // 64, memory_budget // 256):
             self._positives = self._measured_positives()
+
+    @cached_property
+    def scale(self) -> _Scale:
+        """The bins that half squared distances, or their bounds, are counted in."""
+        tiny = torch.finfo(self.dtype).tiny
+        smallest, largest = (
+            torch.tensor(x, dtype=self.dtype, device=self._vectors[0].device).clamp(min=tiny)
+            for x in (self.slack / 8, self.farthest)
+        )
+        return _Scale(smallest, largest)
 
     def binned(self, *, positive: bool) -> Int[Tensor, " bin"]:
         """In which bins of the scale half squared distances are, or their lower bounds."""
@@ -735,11 +743,13 @@ class _Pairs:
             for numbers, n in zip(key, self._shape, strict=True)
         ]
         meet = torch.zeros([int(block[-1]) + 1 for _, block in sides], dtype=torch.bool, device=key[0].device)
-        for start in range(0, int(torch.cat(key).amax()) + 1, _NUMBERS_AT_ONCE):
+        n_numbers = int(torch.cat(key).amax()) + 1
+        n_at_once = min(n_numbers, _NUMBERS_AT_ONCE)
+        for start in range(0, n_numbers, n_at_once):
             occur = []
             for (numbers, block), n_blocks in zip(sides, meet.shape, strict=True):
-                here = ((numbers >= start) & (numbers < start + _NUMBERS_AT_ONCE)).nonzero().squeeze(1)
-                occur.append(torch.zeros(n_blocks, _NUMBERS_AT_ONCE, device=meet.device))
+                here = ((numbers >= start) & (numbers < start + n_at_once)).nonzero().squeeze(1)
+                occur.append(torch.zeros(n_blocks, n_at_once, device=meet.device))
                 occur[-1][block[here], numbers[here] - start] = 1
             meet |= occur[0] @ occur[1].T > 0
         return meet
@@ -760,12 +770,8 @@ class _Guess(NamedTuple):
         return int((self.high < first).sum()), int((self.low < last).sum())
 
 
-def _guesses(pairs: _Pairs, few: bool, negative_bins: Tensor | None) -> Iterator[_Guess]:
+def _guesses(pairs: _Pairs, negative_bins: Tensor | None) -> Iterator[_Guess]:
     """Where the negatives are, ever more surely; the last one is proven."""
-    if few:
-        nothing = torch.zeros_like(pairs.scale.edges[1:])
-        yield _Guess(nothing - 1, nothing + 2, 0.0)
-        return
     if negative_bins is None and (shares := pairs.sampled()) is not None:
         yield _Guess(*shares, pairs.slack, is_sample=True)
     counts = pairs.binned(positive=False) if negative_bins is None else negative_bins
@@ -777,22 +783,26 @@ def _guesses(pairs: _Pairs, few: bool, negative_bins: Tensor | None) -> Iterator
 def _around(
     pairs: _Pairs,
     ranks: Sequence[tuple[int, int]],
-    few: bool,
     eer: bool,
     positive_bins: Tensor | None,
     negative_bins: Tensor | None,
 ) -> tuple[list[_Counted], float]:
     """Of the negatives, those around each of these ranges of ranks; and the equal error rate, if asked for."""
-    n = pairs.n_negatives
+    n, value = pairs.n_negatives, math.nan
+    if not ranks and not eer:
+        return [], value
+    if pairs.few:
+        (near,) = pairs.counted([(0.0, math.inf)], positive=False)
+        if eer:
+            (near_positives,) = pairs.counted([(0.0, math.inf)], positive=True)
+            value = _crossing(near_positives, near, pairs.n_positives, n)
+        return [near] * len(ranks), value
     needs: list[tuple[Tensor | float, Tensor | float]] = [((low + 1) / n, (high + 1) / n) for low, high in ranks]
     if eer:
         missed = 0.0 if positive_bins is None else 1 - positive_bins.cumsum(0).double() / pairs.n_positives
         needs.append((missed, missed))
     found: dict[int, _Counted] = {}
-    value = math.nan
-    if not needs:
-        return [], value
-    for guess in _guesses(pairs, few, negative_bins):
+    for guess in _guesses(pairs, negative_bins):
         left = [i for i in range(len(needs)) if i not in found]
         bins = [guess.bins(*needs[i]) for i in left]
         if guess.is_sample:
@@ -831,8 +841,9 @@ def _joined(ranges: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, fl
 
 def _area_of_all(pairs: _Pairs, positive_bins: Tensor | None, negative_bins: Tensor | None) -> float:
     """The area under the ROC curve: measured if not too many distances are common, otherwise by bins."""
-    ends, edges, slack = (0.0, math.inf), pairs.scale.edges, pairs.largest_slack
+    ends = 0.0, math.inf
     if positive_bins is not None and negative_bins is not None:
+        edges, slack = pairs.scale.edges, pairs.largest_slack
         first, last = int(negative_bins.nonzero()[0]), int(positive_bins.nonzero()[-1])
         n_common = positive_bins[edges[1:] + slack >= edges[first]].sum()
         n_common += negative_bins[edges[:-1] <= edges[last + 1] + slack].sum()
