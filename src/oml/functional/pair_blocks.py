@@ -191,6 +191,70 @@ class PairBlocks:
         return slack, F.pad(terms, (0, -len(squares) % size), value=-info.max / 8)
 
 
+def check_pairs(
+    owner: str,
+    queries: Tensor,
+    galleries: Tensor,
+    memory_budget: int,
+    **numbers: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Refuse vectors that cannot be compared, and numbers of queries and galleries, such as labels, that do not fit."""
+    if queries.ndim != 2 or galleries.ndim != 2 or queries.shape[1] != galleries.shape[1] or queries.shape[1] == 0:
+        raise ValueError(
+            f"{owner} needs queries (query, dim) and galleries (gallery, dim) of one dim > 0, "
+            f"got {tuple(queries.shape)} and {tuple(galleries.shape)}."
+        )
+    if memory_budget < 1:
+        raise ValueError(f"{owner} needs a positive memory_budget in bytes, got {memory_budget}.")
+    tensors = [queries, galleries]
+    for name, of_sides in numbers.items():
+        if (of_sides[0] is None) != (of_sides[1] is None):
+            raise ValueError(f"{owner} needs query_{name} and gallery_{name} both or neither, got one of them.")
+        for side, values, vectors in zip(("query", "gallery"), of_sides, (queries, galleries), strict=True):
+            if values is None:
+                continue
+            if values.shape != vectors.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
+                raise ValueError(
+                    f"{owner} needs {len(vectors)} integer {side}_{name} in one dimension, "
+                    f"got {tuple(values.shape)} of {values.dtype}."
+                )
+            tensors.append(values)
+    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
+        raise ValueError(f"{owner} needs all tensors on one device, got {', '.join(sorted(devices))}.")
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
+    limit = (torch.finfo(dtype).max / (32 * queries.shape[1])) ** 0.5  # squares must not overflow, even after centring
+    for name, vectors in (("queries", queries), ("galleries", galleries)):
+        if len(vectors) == 0 or torch.stack(vectors.aminmax()).to(dtype).abs().amax() <= limit:
+            continue
+        parts = (part.to(dtype).abs() <= limit for part in vectors.split(BLOCK))
+        bad = torch.cat([~part.all(dim=1) for part in parts]).nonzero().squeeze(1)
+        raise ValueError(
+            f"{owner} needs finite {name} below {limit:.0e}, got NaN, infinite or larger numbers in {len(bad)} of "
+            f"{len(vectors)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
+        )
+
+
+def copies(vectors: Float[Tensor, "item dim"]) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
+    """The rows of vectors with copies, bit for bit, behind each other, lower rows first, and numbers of the copies.
+
+    Numbers ascend from 0, and only copies share one. If ever two different vectors have one sum of their multiplied
+    bits, some of their copies may have other numbers.
+    """
+    of_bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[vectors.element_size()]
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, vectors.shape[1:], generator=generator).to(vectors.device)
+    # sums of integers are the same in any order; a list of parts would be strewn between the freed products
+    sums = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    for part, of_part in zip(vectors.split(BLOCK), sums.split(BLOCK), strict=True):
+        torch.sum(part.contiguous().view(of_bits) * factors, dim=1, out=of_part)
+    sums, order = sums.sort(stable=True)
+    is_copy = F.pad(sums[1:] == sums[:-1], (1, 0))  # of the one before
+    for places in is_copy.nonzero().squeeze(1).split(BLOCK):
+        bits = (vectors[order[some]].view(of_bits) for some in (places, places - 1))
+        is_copy[places] = torch.eq(*bits).all(dim=1)
+    return order, (~is_copy).cumsum(0) - 1
+
+
 def near_rows(
     nearness: Float[Tensor, "query gallery"], limits: Float[Tensor, " query"]
 ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:

@@ -53,10 +53,10 @@ def exact_search(
 
     ``ids`` are rows of ``galleries``; equal distances rank by id. The (unsquared) L2 distance is
     ``sqrt(sum((q - g) ** 2))`` evaluated in float64 and rounded to the inputs' dtype (float32 for half precision); the
-    order is that of the rounded distances. The cosine distance ``1 - cos(q, g)`` is half the square of the L2 distance
-    between ``q / |q|`` and ``g / |g|``, vectors that are evaluated in float64 and rounded to that dtype; the order
-    is that of their L2 distances. No bit of the result depends on the memory budget, the threads, the dtype of the
-    product or the other queries.
+    order is that of the rounded distances. The cosine distance ``1 - cos(q, g)``, from 0 to 2, is half the square of
+    the L2 distance, as above, between ``q / |q|`` and ``g / |g|``; these are evaluated in float64 and rounded to the
+    same dtype, and the order is that of their L2 distances. No bit of the result depends on the memory budget, the
+    threads, the dtype of the product or the other queries.
 
     How: a matrix product gives bounds for the distances of a block of pairs, and whatever is farther than the ``top_k``
     nearest so far is passed over; only what the bounds leave open is measured. If ``galleries is queries``, one
@@ -91,8 +91,8 @@ def exact_search(
         tensor([[1., 3.],
                 [1., 2.],
                 [2., 3.]])
-        >>> exact_search(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [5.0, 0.0]]), 2, distance="cosine")
-        Neighbours(ids=tensor([[1, 0]]), distances=tensor([[0., 1.]]))
+        >>> exact_search(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 0.0], [5.0, 0.0]]), 2, distance="cosine")
+        Neighbours(ids=tensor([[1, 0]]), distances=tensor([[0., 2.]]))
     """
     _check_shapes(queries, galleries, query_items, gallery_items)
     dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
@@ -157,15 +157,19 @@ def _search(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "quer
     if not bool(spare.any()):
         return _search_all(task)
     kept = (~spare).nonzero().squeeze(1)
-    galleries = task.galleries[kept]
+    first = task.of_queries(kept) if with_itself else task
+    galleries = first.queries if with_itself else task.galleries[kept]
     gallery_items = None if task.gallery_items is None else task.gallery_items[kept]
+    memory_budget = task.memory_budget - galleries.nbytes
+
+    def search_kept(part: _Task) -> tuple[Tensor, Tensor]:
+        return _search_all(part._replace(galleries=galleries, gallery_items=gallery_items, memory_budget=memory_budget))
+
+    ids, distances = search_kept(first)
     if with_itself:
-        ids, distances = _nothing(task)
-        for which in (kept, spare.nonzero().squeeze(1)):
-            part = task.of_queries(which)._replace(galleries=galleries, gallery_items=gallery_items)
-            ids[which], distances[which] = _search_all(part._replace(queries=galleries) if which is kept else part)
-    else:
-        ids, distances = _search_all(task._replace(galleries=galleries, gallery_items=gallery_items))
+        of_kept, (ids, distances) = (ids, distances), _nothing(task)
+        ids[kept], distances[kept] = of_kept
+        ids[spare], distances[spare] = search_kept(task.of_queries(spare))
     return torch.where(ids < 0, -1, kept[ids]), distances
 
 
@@ -255,7 +259,7 @@ class _Search:
         self.crowd = max(2 * task.top_k + 8, min(64, self.n_pairs // len(task.queries)))
 
     def run(self) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
-        n_blocks = max(2 * torch.get_num_threads(), self.n_pairs // (2 * self.n_rows * self.crowd))
+        n_blocks = max(torch.get_num_threads(), self.n_pairs // (2 * self.n_rows * self.crowd))
         n_new = 0
         for number, places in enumerate(self.rounds()):
             for first in range(0, len(places), n_blocks):
@@ -271,9 +275,10 @@ class _Search:
                     n_new = 0
         ids, distances = _nothing(self.task)
         for row, (pairs,) in enumerate(self.held):
-            (place, *_), of_pairs, _ = nearest = self.nearest(row * self.n_rows, pairs)
-            place = row * self.n_rows + place, _rank(place)
-            ids[place], distances[place] = nearest[0].ids, of_pairs
+            q = row * self.n_rows
+            nearest, of_nearest, _ = self.nearest(q, pairs)
+            places = q + nearest.row, _rank(nearest.row)
+            ids[places], distances[places] = nearest.ids, of_nearest
         return ids, distances
 
     def rounds(self) -> Iterator[list[tuple[int, int]]]:
@@ -380,7 +385,7 @@ class _Search:
         lower = pairs.nearness[places].mul_(1 + self.blocks.rounding).sub_(self.blocks.gallery_slack[pairs.ids[places]])
         lower = lower.amin(dim=1).sub_(self.blocks.query_slack[q + full])
         limits = self.limits_of(q)
-        limits[full] = torch.maximum(limits[full], nearness_within(lower.mul_(-2).sqrt_(), self.task.queries.shape[1]))
+        limits[full] = torch.maximum(limits[full], self.limit(lower))
         pairs = pairs.take(pairs.nearness >= limits.index_select(0, pairs.row))
         if len(pairs.ids) > self.crowd * self.n_rows:
             pairs, _, measured_limits = self.nearest(q, pairs)
