@@ -127,7 +127,9 @@ def test_paths_come_from_the_run_or_a_table(where: str, images: Path, oml: Oml) 
     expected = compare_results(results(1.0), results(0.6))
     table = pd.read_csv("out/changes.csv")
     assert [Path(path).resolve() for path in table["path"]] == [images / "images" / f"{i}.png" for i in range(N)]
-    assert table["map@4_change"].to_numpy() == pytest.approx(expected.metrics["map@4"].change.numpy())
+    assert table["map@4_change"].to_numpy() == pytest.approx(expected.metrics["map@4"].change.numpy(), abs=1e-6)
+    cells = [cell for line in Path("out/changes.csv").read_text().splitlines()[1:] for cell in line.split(",")[3:]]
+    assert max(len(cell.removeprefix("-")) for cell in cells) == len("0.333333")
     assert table["label"].tolist() == expected.query_labels.tolist()
     gained = int(expected.most_changed(1)[0])
     assert any(line.split()[:1] == [str(gained)] and line.split()[-1] == f"{gained}.png" for line in out.splitlines())

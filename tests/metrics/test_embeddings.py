@@ -1,4 +1,5 @@
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def test_worst_queries_of_a_category_are_named_by_their_place_among_all() -> Non
         metric.get_worst_queries_ids("a/cmc/2", 3)
     with pytest.raises(ValueError, match="no value per query"):
         metric.get_worst_queries_ids("a/pcf/0.5", 3)
+    with pytest.raises(ValueError, match="got n_queries=-1"):
+        metric.get_worst_queries_ids("a/cmc/1", -1)
 
 
 def test_one_query_is_enough() -> None:
@@ -175,7 +178,11 @@ def test_parts_can_be_switched_off() -> None:
         ({"ndcg_top_k": (True,)}, "in ndcg_top_k"),
         ({"pfc_variance": (50.0,)}, "in pfc_variance"),
         ({"fmr_vals": (0.1, -1.0)}, "in fmr_vals, got \\[-1.0\\]"),
-        ({"extra_keys": "paths"}, "got the text 'paths'"),
+        ({"extra_keys": "paths"}, "in extra_keys, got the text 'paths'"),
+        (
+            {"metrics_to_exclude_from_visualization": "cmc"},
+            r"exclude_from_visualization, got the text 'cmc': give \['c",
+        ),
         ({"cmc_top_k": 5}, "a list or tuple as cmc_top_k, got 5"),
         ({"map_top_k": np.array([1, 5])}, "a list or tuple as map_top_k, got array"),
         ({"fmr_vals": 0.1}, "a list or tuple as fmr_vals, got 0.1"),
@@ -312,9 +319,28 @@ def test_a_query_does_not_retrieve_its_sequence() -> None:
     for key in (None, "sequence"):
         calculator = EmbeddingMetrics(cmc_top_k=(1, 2), sequence_key=key, verbose=False)
         calculator.setup(num_samples=4)
-        calculator.update_data(batch)
+        with nullcontext() if key else pytest.warns(UserWarning, match="sequence_key='sequence'") as told:
+            calculator.update_data(batch)
         values.append([value.item() for value in calculator.compute_metrics()["OVERALL"]["cmc"].values()])
+        assert told is None or [Path(warning.filename).name for warning in told] == ["test_embeddings.py"]
+        calculator.setup(num_samples=4)
+        calculator.update_data(batch)  # there is one warning only, and that is an error in tests
     assert values == [[1.0, 1.0], [0.0, 1.0]]
+
+
+def test_a_category_without_pairs_of_different_labels_is_named() -> None:
+    batch = one_vs_rest(LINE[:4], torch.tensor([0, 1, 0, 1]), categories=list("abca"), sequence=[-1, 5, -1, 5])
+    batch |= {
+        "is_gallery": torch.tensor([True, True, True, True]),
+        "is_query": torch.tensor([True, False, True, False]),
+    }
+    arguments: Any = {"categories_key": "categories", "sequence_key": "sequence", "fmr_vals": (0.1,)}
+    compute([batch], **arguments)
+    batch["sequence"] = [-1, 5, 5, 5]  # the query in c has no galleries of label 1 left
+    with pytest.raises(ValueError, match=r"category 'c' has none: its 1 queries are of 1 labels, such as \[0\]"):
+        compute([batch], **arguments)
+    with pytest.raises(ValueError, match="the data has none: .* Give no fmr_vals, or galleries of further labels"):
+        compute([one_vs_rest(LINE[:4], LABELS[:4] * 0)], fmr_vals=(0.1,))
 
 
 @settings(deadline=None, max_examples=6)
@@ -326,7 +352,8 @@ def test_pairs_of_an_item_and_itself_do_not_count_for_fnmr(seed: int, shared: bo
     embeddings = torch.randint(3, (9, 2), generator=generator).float()
     is_query = torch.ones(9, dtype=torch.bool) if shared else torch.arange(9) < 6
     sequences = torch.tensor([-1, 0, 0, 1, -1, 2, 0, 0, 2])
-    batch = one_vs_rest(embeddings, labels, sequence=sequences, categories=list("aabbcccba")) | {"is_query": is_query}
+    batch = one_vs_rest(embeddings, labels, categories=list("aabbcccba")) | {"is_query": is_query}
+    batch |= {"sequence": sequences} if with_sequences else {}
     metric = compute(
         [batch],
         fmr_vals=(0, 0.3, 1),

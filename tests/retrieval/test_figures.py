@@ -125,9 +125,16 @@ def test_bad_arguments(results: RetrievalResults, paths: list[Path]) -> None:
         draw_queries(results, paths[:4], [0], n_instances=1)
     with pytest.raises(ValueError, match="boxes of all 5 items of the data set, got 2"):
         draw_queries(results, paths, [0], n_instances=1, boxes=torch.zeros(2, 4))
-    paths[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"1\.png"):
+    paths[1].write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read the image '.*1\.png'"):
         draw_queries(results, paths, [0], n_instances=1)
+    paths[1].unlink()
+    paths[4].unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 are not where .* such as '\S*1\.png'\. Give paths"):
+        draw_queries(results, paths, [0], n_instances=1)
+    with pytest.raises(FileNotFoundError, match=r"2 of 5 are not where .* such as '\S*1\.png', '\S*4\.png'\. Give"):
+        draw_queries(results, paths, [0], n_instances=4)
+    draw_queries(results, paths, [2], n_instances=1, n_gt=1)  # items 2, 3 and 0
 
 
 def test_distances_share_bins_and_have_an_area_of_one() -> None:

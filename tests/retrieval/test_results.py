@@ -387,6 +387,11 @@ def test_other_files_are_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors at all")
     with pytest.raises(ValueError, match=r"RetrievalResults\.load needs a file that save\(\) wrote, not '"):
         RetrievalResults.load(tmp_path / "text.safetensors")
+    with pytest.raises(ValueError, match=r"is a folder\. Name the file, such as .*/model\.safetensors', '"):
+        RetrievalResults.load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"Name the file; this folder has no \.safetensors files"):
+        RetrievalResults.load(tmp_path / "empty")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,6 +470,8 @@ def test_bad_data_is_refused() -> None:
         ({"embeddings": data["embeddings"] * math.nan}, "NaN"),
         ({"labels": data["labels"] > 0}, r"integer label .* labels of torch\.bool"),
         ({"labels": data["labels"][:, None]}, r"one number per item, got labels of shape \(6, 1\)"),
+        ({"is_query": torch.arange(6)}, "1 or 0, in 'is_query', got 2 and the like for 4 of 6 items, such as .2, 3, 4"),
+        ({"is_gallery": torch.full((6,), math.nan)}, "1 or 0, in 'is_gallery', got nan"),
         ({"is_query": data["is_query"][:, None]}, r"got is_query of shape \(6, 1\)"),
         ({"sequences": torch.full((6,), math.nan)}, r"sequences of integers, -1 for none, got torch\.float32"),
     ):

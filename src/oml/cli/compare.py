@@ -97,7 +97,8 @@ def compare(
         _show(comparison, (run_a, run_b), better, worse, paths)
     if csv is not None:
         with _named(csv), atomic_path(csv) as temporary:
-            comparison.to_table(paths).to_csv(temporary, index=False, lineterminator="\n")
+            # values are float32: more digits are noise
+            comparison.to_table(paths).round(6).to_csv(temporary, index=False, lineterminator="\n")
         typer.echo(f"every query: {csv}", err=as_json)
     if figure is not None and images is not None:
         rows = [*better.tolist(), *worse.tolist()]

@@ -18,6 +18,7 @@ from oml.const import (
     LOG_TOPK_IMAGES_PER_ROW,
     LOG_TOPK_ROWS_PER_METRIC,
     PATHS_KEY,
+    SEQUENCE_KEY,
     X1_KEY,
     X2_KEY,
     Y1_KEY,
@@ -35,6 +36,8 @@ from oml.metrics.accumulation import Accumulator
 from oml.metrics.categories import positions_by_category
 from oml.metrics.per_query import ranking_metrics
 from oml.retrieval import RetrievalResults
+from oml.retrieval.results import check_roles
+from oml.utils.user_warning import warn_user
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +102,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         on_missing: what to do about queries that have nothing to find in the gallery: ``raise``, or ``ignore`` to
             leave them out of all metrics, with a warning.
         sequence_key: entry with the number of the sequence that each item is from, -1 for none: a query does not
-            retrieve items of its own sequence.
+            retrieve items of its own sequence. Batches with an entry ``"sequence"`` that is not used bring a warning.
         index_key: entry with the position of each item in the data set, if items may come more than once or in any
             order, as from several processes: each counts once, in the order of the data set.
         product_dtype: ``torch.bfloat16`` for the same results sooner, on hardware that multiplies in it; see
@@ -149,8 +152,15 @@ class EmbeddingMetrics(IMetricVisualisable):
             "ndcg": ndcg_top_k,
             "mrr": mrr_top_k,
         }
-        if isinstance(extra_keys, str):
-            raise ValueError(f"EmbeddingMetrics needs a sequence of names in extra_keys, got the text {extra_keys!r}.")
+        names = {
+            "extra_keys": extra_keys,
+            "metrics_to_exclude_from_visualization": metrics_to_exclude_from_visualization,
+        }
+        for name, values in names.items():
+            if isinstance(values, str):
+                raise ValueError(
+                    f"EmbeddingMetrics needs a sequence of names in {name}, got the text {values!r}: give [{values!r}]."
+                )
         sequences = {f"{name}_top_k": values for name, values in top_k.items()}
         sequences |= {"fmr_vals": fmr_vals, "pfc_variance": pfc_variance, "extra_keys": extra_keys}
         for name, values in sequences.items():
@@ -198,7 +208,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.results: RetrievalResults | None = None
         self.metrics: TMetricsDict_ByLabels = {}
         self.metrics_unreduced: TMetricsDict_ByLabels = {}
-        self._rows: dict[str | int, Tensor] = {}  # category -> its queries, by their position among all queries
+        self._rows: dict[str | int, Tensor] = {}  # category -> its queries, by their row in the results
+        self._has_told_of_sequences = False
 
     def setup(self, num_samples: int) -> None:
         """Forget everything and expect ``num_samples`` items."""
@@ -218,6 +229,13 @@ class EmbeddingMetrics(IMetricVisualisable):
         for key in (self.labels_key, self.sequence_key, self.index_key, *roles):
             if key in data_dict:  # others are missed by the accumulator
                 _check_numbers(key, _as_tensor(key, data_dict[key]), is_role=key in roles)
+        if self.sequence_key is None and SEQUENCE_KEY in data_dict and not self._has_told_of_sequences:
+            self._has_told_of_sequences = True
+            warn_user(
+                f"EmbeddingMetrics got batches with an entry {SEQUENCE_KEY!r} and does not use it: queries find near "
+                "copies from their own sequences, which makes the metrics better than they are. Give "
+                f"EmbeddingMetrics(sequence_key={SEQUENCE_KEY!r}) to leave these out."
+            )
         self.acc.update_data(data_dict)
 
     def compute_metrics(self) -> TMetricsDict_ByLabels:
@@ -225,7 +243,7 @@ class EmbeddingMetrics(IMetricVisualisable):
 
         Raises:
             NothingToFindError: if a query has nothing to find and ``on_missing="raise"``, or none has anything.
-            ValueError: if not all expected items came.
+            ValueError: if not all expected items came, or there are no pairs of which to tell fnmr@fmr.
         """
         if self.acc.num_samples is None:
             raise ValueError("EmbeddingMetrics needs setup(num_samples) first, and then all batches.")
@@ -265,12 +283,7 @@ class EmbeddingMetrics(IMetricVisualisable):
                 name: {k: of_all[rows] for k, of_all in by_k.items()} for name, by_k in per_query.items()
             }
             if self.fmr_vals:
-                pairs = self._all_pairs(None if category == self.overall_categories_key else rows)
-                rates = verification_metrics(
-                    *pairs[:4], fmr_vals=self.fmr_vals, query_items=pairs.query_items, gallery_items=pairs.gallery_items
-                )["fnmr@fmr"]
-                assert isinstance(rates, dict), "it is one by rate"
-                values["fnmr@fmr"] = rates
+                values["fnmr@fmr"] = self._rates(category, rows)
             if self.pfc_variance:
                 fractions = pcf(embeddings[members[category]], self.pfc_variance)
                 values["pcf"] = dict(zip(self.pfc_variance, fractions, strict=True))
@@ -348,6 +361,26 @@ class EmbeddingMetrics(IMetricVisualisable):
             queries, query_labels, query_items = queries[rows], query_labels[rows], query_items[rows]
         return _Pairs(queries, galleries, query_labels, results.gallery_labels, query_items, gallery_items)
 
+    def _rates(self, category: str | int, rows: Tensor) -> dict[float | int, Tensor]:
+        """fnmr@fmr of a category."""
+        is_overall = category == self.overall_categories_key
+        pairs = self._all_pairs(None if is_overall else rows)
+        items = pairs.gallery_items.sort().values
+        n_own = torch.searchsorted(items, pairs.query_items, right=True) - torch.searchsorted(items, pairs.query_items)
+        if not (len(items) - n_own > self._computed().n_relevant[rows]).any():
+            name, labels = "the data" if is_overall else f"category {category!r}", pairs.query_labels.unique()
+            raise ValueError(
+                f"EmbeddingMetrics needs queries and galleries of different labels for fmr_vals, {name} has none: "
+                f"its {len(rows)} queries are of {len(labels)} labels, such as {labels[:3].tolist()}, and meet no "
+                f"others among {len(items)} galleries. "
+                f"Give no fmr_vals{'' if is_overall else ', or no categories_key'}, or galleries of further labels."
+            )
+        rates = verification_metrics(
+            *pairs[:4], fmr_vals=self.fmr_vals, query_items=pairs.query_items, gallery_items=pairs.gallery_items
+        )["fnmr@fmr"]
+        assert isinstance(rates, dict), "it is one by rate"
+        return rates
+
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
         return RetrievalResults.from_embeddings(
             self._stored(self.embeddings_key),
@@ -377,12 +410,20 @@ class EmbeddingMetrics(IMetricVisualisable):
         return figures, titles
 
     def get_worst_queries_ids(self, metric_name: str, n_queries: int) -> list[int]:
-        """Which queries, by their position among all queries, have the smallest values of a metric.
+        """Which queries have the smallest values of a metric, by their row in ``results``.
+
+        That is their position among the queries that were evaluated: with ``on_missing="ignore"``, those that have
+        something to find. ``results.query_ids[row]`` is the item.
 
         Args:
             metric_name: such as ``OVERALL/map/5`` or ``<category>/cmc/1``.
             n_queries: how many at most.
+
+        Raises:
+            ValueError: if there is no such metric, it has no value per query, or ``n_queries`` is negative.
         """
+        if n_queries < 0:
+            raise ValueError(f"EmbeddingMetrics names 0 or more of the worst queries, got n_queries={n_queries}.")
         by_name = dict(self._names())
         if metric_name not in by_name:
             raise ValueError(f"No metric is called {metric_name!r}; there are {', '.join(by_name) or 'none yet'}.")
@@ -402,7 +443,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         """A row of images per query: the query, its ``n_instances`` nearest galleries, what it should have found.
 
         Args:
-            query_ids: positions among the queries, in the order of the data.
+            query_ids: rows in ``results``: positions among the queries that were evaluated, in the order of the data;
+                with ``on_missing="ignore"``, those that have something to find.
             n_instances: how many of the retrieved items to draw.
             verbose: print the path of each query.
         """
@@ -481,8 +523,7 @@ def _check_numbers(key: str, numbers: Tensor, *, is_role: bool) -> None:
     if numbers.ndim != 1:
         raise ValueError(f"EmbeddingMetrics needs one number per item in {key!r}, got shape {tuple(numbers.shape)}.")
     if is_role:
-        if len(bad := numbers[(numbers != 0) & (numbers != 1)]):
-            raise ValueError(f"EmbeddingMetrics needs True or False, or 1 or 0, in {key!r}, got {bad[0].item()}.")
+        check_roles("EmbeddingMetrics", key, numbers)
     elif numbers.is_floating_point() or numbers.dtype == torch.bool:
         raise ValueError(f"EmbeddingMetrics needs whole numbers in {key!r}, got {numbers.dtype}.")
 

@@ -1,6 +1,7 @@
 """Pictures of what was retrieved. Matplotlib is loaded when one is drawn."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ def draw_queries(
         boxes: x1, y1, x2, y2 of the part of each image to draw.
 
     Raises:
-        ValueError: if there are no such rows, or ids without a path or box.
+        ValueError: if there are no such rows, or ids without a path or box, or a file is not an image.
+        FileNotFoundError: if there is no file at some of the paths.
 
     Example:
         >>> import tempfile
@@ -64,6 +66,15 @@ def draw_queries(
     for name, given in (("paths", paths), ("boxes", boxes)):
         if given is not None and len(given) < n_items:
             raise ValueError(f"draw_queries needs {name} of all {n_items} items of the data set, got {len(given)}.")
+    gt_ids = [results.gt_ids(row).tolist() for row in rows]
+    retrieved = results.retrieved_ids[list(rows), :n_instances].flatten().tolist()
+    items = {*results.query_ids[list(rows)].tolist(), *retrieved, *chain.from_iterable(ids[:n_gt] for ids in gt_ids)}
+    if missing := [str(paths[item]) for item in sorted(items - {-1}) if not Path(paths[item]).is_file()]:
+        raise FileNotFoundError(
+            f"draw_queries needs the images of all items that it draws, {len(missing)} of {len(items - {-1})} are not "
+            f"where they should be, such as {', '.join(map(repr, missing[:3]))}. Give paths that lead to them from the "
+            "working directory, or whole ones."
+        )
 
     n_columns = 1 + n_instances + n_gt
     figure = Figure(figsize=(16, 16 / n_columns * len(rows) * 1.25), layout="constrained")
@@ -72,8 +83,11 @@ def draw_queries(
         axes.set_axis_off()
 
     def show(axes: "Axes", item: int, title: str, colour: tuple[int, int, int]) -> None:
-        with Image.open(paths[item]) as image:
-            shown = image.convert("RGB")
+        try:
+            with Image.open(paths[item]) as image:
+                shown = image.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"draw_queries cannot read the image {str(paths[item])!r}: {error}. Mend it.") from error
         if boxes is not None:
             x1, y1, x2, y2 = (int(side) for side in boxes[item].tolist())
             shown = shown.crop((x1, y1, x2, y2))
@@ -84,9 +98,8 @@ def draw_queries(
         for spine in axes.spines.values():
             spine.set(color=[channel / 255 for channel in colour], linewidth=4)
 
-    for row, line in zip(rows, grid, strict=True):
-        gt_ids = results.gt_ids(row).tolist()
-        show(line[0], int(results.query_ids[row]), f"query\n{len(gt_ids)} to find", BLUE)
+    for row, right_ids, line in zip(rows, gt_ids, grid, strict=True):
+        show(line[0], int(results.query_ids[row]), f"query\n{len(right_ids)} to find", BLUE)
         retrieved = zip(
             results.retrieved_ids[row].tolist(),
             results.distances[row].tolist(),
@@ -97,7 +110,7 @@ def draw_queries(
             if item >= 0:
                 title = f"{rank} {'✓ right' if is_right else '✗ wrong'}\n{distance:.3f}"
                 show(line[rank], item, title, GREEN if is_right else RED)
-        for axes, item in zip(line[1 + n_instances :], gt_ids[:n_gt], strict=False):
+        for axes, item in zip(line[1 + n_instances :], right_ids[:n_gt], strict=False):
             show(axes, item, "ground truth\n", GRAY)
     return figure
 

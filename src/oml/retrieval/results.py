@@ -179,8 +179,9 @@ class RetrievalResults:
         Raises:
             NothingToFindError: see ``on_missing``; the text has their number and the first rows. Also raised if
                 no query at all has anything to find.
-            ValueError: if sizes differ, labels or sequences are not integers, there are no queries or no galleries,
-                the embeddings of such are not finite, or ``on_missing`` is something else.
+            ValueError: if sizes differ, labels or sequences are not integers, roles are neither True or False nor 1 or
+                0, there are no queries or no galleries, the embeddings of such are not finite, or ``on_missing`` is
+                something else.
 
         Example:
             >>> everyone = torch.ones(4, dtype=torch.bool)
@@ -212,6 +213,8 @@ class RetrievalResults:
             raise ValueError(
                 f"RetrievalResults needs the numbers of sequences of integers, -1 for none, got {sequences.dtype}."
             )
+        check_roles("RetrievalResults", "is_query", is_query)
+        check_roles("RetrievalResults", "is_gallery", is_gallery)
         if ids is None:
             ids = torch.arange(len(labels), device=labels.device)
         else:  # in the order of the data set, in which equal distances rank
@@ -417,7 +420,7 @@ class RetrievalResults:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file holds something else.
+            ValueError: if the file holds something else, or is a folder.
 
         Example:
             >>> import tempfile
@@ -428,6 +431,14 @@ class RetrievalResults:
             ...     RetrievalResults.load(f"{folder}/results.safetensors")
             RetrievalResults(1 queries, 1 galleries, top 1)
         """
+        if (folder := Path(path)).is_dir():
+            files = sorted(map(str, folder.glob("*.safetensors")))
+            such = (
+                f", such as {', '.join(map(repr, files[:3]))}" if files else "; this folder has no .safetensors files"
+            )
+            raise ValueError(
+                f"RetrievalResults.load needs a file that save() wrote, {str(path)!r} is a folder. Name the file{such}."
+            )
         try:
             tensors = load_file(path)
         except SafetensorError as error:
@@ -498,6 +509,22 @@ class RetrievalResults:
     def __repr__(self) -> str:
         sizes = f"{len(self)} queries, {len(self.gallery_ids)} galleries, top {self.retrieved_ids.shape[1]}"
         return f"RetrievalResults({sizes})"
+
+
+def check_roles(owner: str, name: str, roles: Tensor) -> None:
+    """Whether items are queries, or galleries: True or False, or 1 or 0.
+
+    Raises:
+        ValueError: something else is among them.
+
+    Example:
+        >>> check_roles("RetrievalResults", "is_query", torch.tensor([True, False]))
+    """
+    if roles.dtype != torch.bool and len(bad := ((roles != 0) & (roles != 1)).nonzero().squeeze(1)):
+        raise ValueError(
+            f"{owner} needs True or False, or 1 or 0, in {name!r}, got {roles[bad[0]].item()} and the like for "
+            f"{len(bad)} of {len(roles)} items, such as {bad[:3].tolist()}."
+        )
 
 
 def _is_integer(numbers: Tensor) -> bool:
