@@ -4,6 +4,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -305,11 +306,11 @@ def test_errors_say_what_came() -> None:
         "3 integer gallery_labels in one dimension, got .* of torch.float32": (x, x, labels, labels.float()),
     }.items():
         with pytest.raises(ValueError, match=match):
-            ranks._check(*arguments, None, None, 1)
+            unwrap(relevant_ranks)(*arguments)
     with pytest.raises(ValueError, match="both or neither, got one"):
         relevant_ranks(x, x, labels, labels, query_items=labels)
     with pytest.raises(ValueError, match=r"3 integer gallery_items in one dimension, got \(2,\)"):
-        ranks._check(x, x, labels, labels, labels, labels[:2], 1)
+        unwrap(relevant_ranks)(x, x, labels, labels, query_items=labels, gallery_items=labels[:2])
     with pytest.raises(ValueError, match="positive memory_budget in bytes, got 0"):
         relevant_ranks(x, x, labels, labels, memory_budget=0)
     with pytest.raises(ValueError, match="on one device, got cpu, meta"):

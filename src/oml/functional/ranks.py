@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, measured, nearness_within
+from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, check_pairs, measured, nearness_within
 from oml.functional.ranking import Hits
 
 _BYTES_OF_A_HIT = 128  # what is known about a relevant item while blocks go by, and while they are sorted
@@ -63,7 +63,14 @@ def relevant_ranks(
         >>> relevant_ranks(points, points, labels, labels, query_items=items, gallery_items=items)
         Hits(query=tensor([0, 2]), rank=tensor([2, 2]), n_queries=3)
     """
-    _check(queries, galleries, query_labels, gallery_labels, query_items, gallery_items, memory_budget)
+    check_pairs(
+        "relevant_ranks",
+        queries,
+        galleries,
+        memory_budget,
+        labels=(query_labels, gallery_labels),
+        items=(query_items, gallery_items),
+    )
     if queries.shape == galleries.shape and queries.stride() == galleries.stride():
         # views of the same numbers are the same vectors
         galleries = queries if queries.data_ptr() == galleries.data_ptr() else galleries
@@ -363,46 +370,3 @@ def _parts(n: Int[Tensor, " query"], limit: int) -> Iterator[slice]:
         stop = max(start + 1, int(torch.searchsorted(ends, before + limit, right=True)))
         yield slice(start, stop)
         start, before = stop, int(ends[stop - 1])
-
-
-def _check(
-    queries: Tensor,
-    galleries: Tensor,
-    query_labels: Tensor,
-    gallery_labels: Tensor,
-    query_items: Tensor | None,
-    gallery_items: Tensor | None,
-    memory_budget: int,
-) -> None:
-    if queries.ndim != 2 or galleries.ndim != 2 or queries.shape[1] != galleries.shape[1] or queries.shape[1] == 0:
-        raise ValueError(
-            "relevant_ranks needs queries (query, dim) and galleries (gallery, dim) of one dim > 0, "
-            f"got {tuple(queries.shape)} and {tuple(galleries.shape)}."
-        )
-    if (query_items is None) != (gallery_items is None):
-        raise ValueError("relevant_ranks needs query_items and gallery_items both or neither, got one of them.")
-    of_queries, of_galleries = {"query_labels": query_labels}, {"gallery_labels": gallery_labels}
-    if query_items is not None and gallery_items is not None:
-        of_queries["query_items"], of_galleries["gallery_items"] = query_items, gallery_items
-    for numbers, vectors in ((of_queries, queries), (of_galleries, galleries)):
-        for name, values in numbers.items():
-            if values.shape != vectors.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
-                raise ValueError(
-                    f"relevant_ranks needs {len(vectors)} integer {name} in one dimension, "
-                    f"got {tuple(values.shape)} of {values.dtype}."
-                )
-    tensors = [queries, galleries, *of_queries.values(), *of_galleries.values()]
-    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
-        raise ValueError(f"relevant_ranks needs all tensors on one device, got {', '.join(sorted(devices))}.")
-    if memory_budget < 1:
-        raise ValueError(f"relevant_ranks needs a positive memory_budget in bytes, got {memory_budget}.")
-    dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
-    limit = (torch.finfo(dtype).max / (32 * queries.shape[1])) ** 0.5  # squares must not overflow
-    for name, vectors in (("queries", queries), ("galleries", galleries)):
-        if len(vectors) == 0 or torch.stack(vectors.aminmax()).abs().amax() <= limit:
-            continue
-        bad = torch.cat([~(part.abs() <= limit).all(dim=1) for part in vectors.split(BLOCK)]).nonzero().squeeze(1)
-        raise ValueError(
-            f"relevant_ranks needs finite {name} below {limit:.0e}, got NaN, infinite or larger numbers in {len(bad)} "
-            f"of {len(vectors)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
-        )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, measured, nearness_within
+from oml.functional.pair_blocks import BLOCK, GROUP, Block, PairBlocks, check_pairs, copies, measured, nearness_within
 
 _BITS = 13  # of the mantissa that tell bins of squared distances apart: a bin is at most 1 / 8192 of its value wide
 _SQUARES = 48  # blocks of the sample, each of rows and columns of its own, so that they tell the error of their mean
@@ -463,12 +463,17 @@ class _Pairs:
         gallery_items: Tensor | None,
         memory_budget: int,
     ) -> None:
-        _check(
+        check_pairs(
             owner,
-            (queries, galleries),
-            {"labels": (query_labels, gallery_labels), "items": (query_items, gallery_items)},
+            queries,
+            galleries,
             memory_budget,
+            labels=(query_labels, gallery_labels),
+            items=(query_items, gallery_items),
         )
+        for name, vectors in (("queries", queries), ("galleries", galleries)):
+            if len(vectors) == 0:
+                raise ValueError(f"{owner} needs {name}, got none.")
         labels = _numbered(query_labels, gallery_labels)
         items = _numbered(query_items, gallery_items) if query_items is not None and gallery_items is not None else None
         keys = [labels] if items is None else [labels, items]
@@ -891,20 +896,11 @@ def _numbered(
 
 
 def _kinds(vectors: Float[Tensor, "item dim"]) -> tuple[Int[Tensor, " item"], Int[Tensor, " kind"]]:
-    """For each vector a number that only its copies share, and for each number one of its vectors.
-
-    If ever two different vectors have one sum of their multiplied bits, every vector has a number of its own.
-    """
-    n = vectors[:1].contiguous().view(torch.int16).numel()
-    factors = torch.randint(-(2**62), 2**62, (n,), generator=torch.Generator().manual_seed(0)).to(vectors.device)
-    ids = torch.arange(len(vectors), device=vectors.device)
-    sums = torch.empty_like(ids)  # a list of parts would be strewn between the freed products
-    for part, of_part in zip(vectors.split(BLOCK), sums.split(BLOCK), strict=True):
-        torch.sum(part.contiguous().view(torch.int16) * factors, dim=1, out=of_part)
-    kinds = sums.unique(return_inverse=True)[1]
-    one_of = torch.empty(int(kinds.amax()) + 1, dtype=ids.dtype, device=ids.device).scatter_(0, kinds, ids)
-    parts = zip(vectors.split(BLOCK), one_of[kinds].split(BLOCK), strict=True)
-    return (kinds, one_of) if all(torch.equal(part, vectors[same]) for part, same in parts) else (ids, ids)
+    """For each vector a number that only its copies share, and for each number one of its vectors."""
+    order, kinds_in_order = copies(vectors)
+    kinds, one_of = torch.empty_like(order), order.new_empty(int(kinds_in_order[-1]) + 1)
+    kinds[order] = kinds_in_order
+    return kinds, one_of.scatter_(0, kinds_in_order, order)
 
 
 def _n_equal(key: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]) -> int:
@@ -912,47 +908,3 @@ def _n_equal(key: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]]) -> int:
     n = int(torch.cat(key).amax()) + 1
     a, b = (torch.bincount(numbers, minlength=n) for numbers in key)
     return int((a * b).sum())
-
-
-def _check(
-    owner: str,
-    vectors: tuple[Tensor, Tensor],
-    keys: dict[str, tuple[Tensor | None, Tensor | None]],
-    memory_budget: int,
-) -> None:
-    queries, galleries = vectors
-    if queries.ndim != 2 or galleries.ndim != 2 or queries.shape[1] != galleries.shape[1] or queries.shape[1] == 0:
-        raise ValueError(
-            f"{owner} needs queries (query, dim) and galleries (gallery, dim) of one dim > 0, "
-            f"got {tuple(queries.shape)} and {tuple(galleries.shape)}."
-        )
-    if memory_budget < 1:
-        raise ValueError(f"{owner} needs a positive memory_budget in bytes, got {memory_budget}.")
-    tensors = [queries, galleries]
-    for name, of_sides in keys.items():
-        if (of_sides[0] is None) != (of_sides[1] is None):
-            raise ValueError(f"{owner} needs query_{name} and gallery_{name} both or neither, got one of them.")
-        for side, values, of in zip(("query", "gallery"), of_sides, vectors, strict=True):
-            if values is None:
-                continue
-            if values.shape != of.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
-                raise ValueError(
-                    f"{owner} needs {len(of)} integer {side}_{name} in one dimension, "
-                    f"got {tuple(values.shape)} of {values.dtype}."
-                )
-            tensors.append(values)
-    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
-        raise ValueError(f"{owner} needs all tensors on one device, got {', '.join(sorted(devices))}.")
-    for name, of in (("queries", queries), ("galleries", galleries)):
-        if len(of) == 0:
-            raise ValueError(f"{owner} needs {name}, got none.")
-    dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
-    limit = (torch.finfo(dtype).max / (32 * queries.shape[1])) ** 0.5  # squares must not overflow
-    for name, of in (("queries", queries), ("galleries", galleries)):
-        if torch.stack(of.aminmax()).abs().amax() <= limit:
-            continue
-        bad = torch.cat([~(part.abs() <= limit).all(dim=1) for part in of.split(BLOCK)]).nonzero().squeeze(1)
-        raise ValueError(
-            f"{owner} needs finite {name} below {limit:.0e}, got NaN, infinite or larger numbers in {len(bad)} of "
-            f"{len(of)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
-        )
