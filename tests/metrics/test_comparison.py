@@ -73,8 +73,20 @@ def test_metrics_and_cuts(pair: tuple[RetrievalResults, RetrievalResults]) -> No
     assert names(a, b, metrics=["mrr"]) == ["mrr@5"]
     assert names(few, a, metrics=["mrr"]) == ["mrr@3"]
     assert names(a, b, metrics=["map@4", "map", "cmc"], top_k=[2, 4]) == ["map@4", "map@2", "cmc@2", "cmc@4"]
-    for bad in ("maps", "map@", "map@x", "map@-1", "@5", "MAP@5", "map@5 "):
-        with pytest.raises(ValueError, match="knows cmc, precision, map, recall, ndcg, mrr, or such as map@10, got"):
+    assert names(a, b, metrics=["map@r", "map", "precision@r"]) == ["map@r", "map@5", "precision@r"]
+    found, (expected_a, expected_b) = (
+        compare_results(a, b, metrics=["map@r"]).metrics["map@r"],
+        (ranking_metrics(x, map_top_k=("r",))["map"]["r"] for x in pair),
+    )
+    assert torch.equal(found.a, expected_a)
+    assert torch.equal(found.b, expected_b)
+    one = changed(b, retrieved_ids=b.retrieved_ids[:, :1], distances=b.distances[:, :1])
+    with pytest.raises(ValueError, match=r"needs results of a search with top_k=\d+, got 1 ranks"):
+        compare_results(a, one, metrics=["map@r"])
+    for bad in ("maps", "map@", "map@x", "map@-1", "@5", "MAP@5", "map@5 ", "cmc@r", "map@r5"):
+        with pytest.raises(
+            ValueError, match="knows cmc, precision, map, recall, ndcg, mrr, or such as map@10 or map@r, got"
+        ):
             compare_results(a, b, metrics=[bad])
     text = r"can cut at 1 to 3, got map@5, map@0: A holds the 5 nearest galleries of a query, B the 3 nearest"
     with pytest.raises(ValueError, match=text):

@@ -176,6 +176,8 @@ def test_parts_can_be_switched_off() -> None:
         ({"cmc_top_k": (0,)}, "in cmc_top_k, got \\[0\\]"),
         ({"map_top_k": (1, -1)}, "in map_top_k"),
         ({"ndcg_top_k": (True,)}, "in ndcg_top_k"),
+        ({"cmc_top_k": ("r",)}, "1 or more in cmc_top_k, got .'r'"),
+        ({"map_top_k": ("r", "5")}, "1 or more or 'r' in map_top_k, got .'5'"),
         ({"pfc_variance": (50.0,)}, "in pfc_variance"),
         ({"fmr_vals": (0.1, -1.0)}, "in fmr_vals, got \\[-1.0\\]"),
         ({"extra_keys": "paths"}, "in extra_keys, got the text 'paths'"),
@@ -371,7 +373,7 @@ def test_pairs_of_an_item_and_itself_do_not_count_for_fnmr(seed: int, shared: bo
                     distance = (embeddings[q].double() - embeddings[g]).norm().float().item()
                     (positive if labels[q] == labels[g] else negative).append(distance)
         for rate, value in found["fnmr@fmr"].items():
-            threshold = np.quantile(negative, rate)
+            threshold = np.quantile(negative, float(rate))
             assert value.item() == pytest.approx(np.mean([distance >= threshold for distance in positive])), category
     # the dense matrices tell the same
     pairs, right = metric.distance_matrix.isfinite(), metric.mask_gt
@@ -436,6 +438,23 @@ def test_perfect_imperfect_and_worst(n_wrong: int, n_shared: int) -> None:
     assert set(metric.distance_matrix.flatten().tolist()) == {0, torch.tensor(2.0).sqrt().item()}
     assert set(metric.mask_gt.flatten().tolist()) == {True, False}
     assert metric.acc.collected_samples == 8
+
+
+@pytest.mark.parametrize("longest", [100, 2])
+def test_cut_at_the_number_of_relevant_items(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oml.metrics.embeddings._LONGEST_LIST", longest)
+    monkeypatch.setattr("oml.metrics.embeddings.LOG_TOPK_IMAGES_PER_ROW", 1)
+    n = 30
+    labels = torch.arange(n) % 3
+    points = torch.randint(9, (n, 2), generator=torch.Generator().manual_seed(0)).float()
+    metric = compute([one_vs_rest(points, labels)], cmc_top_k=(1,), precision_top_k=("r",), map_top_k=(1, "r"))
+    r = n // 3 - 1
+    cut = compute([one_vs_rest(points, labels)], precision_top_k=(r,), map_top_k=(r,), map_divide_by="n")
+    for name in ("precision", "map"):
+        assert torch.equal(metric.metrics_unreduced["OVERALL"][name]["r"], cut.metrics_unreduced["OVERALL"][name][r])
+    assert "OVERALL/map/r" in dict(metric._names())
+    assert len(metric.get_worst_queries_ids("OVERALL/map/r", 3)) == 3
+    assert metric.intervals(n_resamples=10)["OVERALL"]["map"]["r"].mean > 0
 
 
 def test_intervals_draw_whole_labels() -> None:

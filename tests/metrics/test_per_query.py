@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from oml.functional.ranks import relevant_ranks
 from oml.metrics.per_query import ranking_metrics
 from oml.retrieval import NothingToFindError, RetrievalResults
 
@@ -21,6 +22,23 @@ def test_values_by_hand() -> None:
     # ranked by id where equal: 0 finds 1 3 2, 1 finds 0 3 2, 2 finds 3 1 6, 3 finds 2 1 0
     torch.testing.assert_close(values["map"][3], torch.tensor([1, 1, 1 / 3, (1 / 2 + 2 / 3) / 2, 1, 1, 1]))
     assert set(ranking_metrics(results(1), cmc_top_k=(1,))) == {"cmc"}
+
+
+def test_cut_at_the_number_of_relevant_items() -> None:
+    # 0 finds 1 3 of 2, 1 finds 0 3, 2 finds 3 of 1, 3 finds 2 1 of 2, 4 and 5 each other, 6 finds 2
+    values = ranking_metrics(results(2), precision_top_k=(1, "r"), map_top_k=("r",))
+    assert list(values["precision"]) == [1, "r"]
+    assert values["precision"]["r"].tolist() == [1, 1, 0, 0.5, 1, 1, 1]
+    assert values["map"]["r"].tolist() == [1, 1, 0, 0.25, 1, 1, 1]
+    whole = ranking_metrics(
+        results(2),
+        precision_top_k=("r",),
+        hits=relevant_ranks(LINE, LINE, LABELS, LABELS, query_items=torch.arange(7), gallery_items=torch.arange(7)),
+    )
+    assert torch.equal(whole["precision"]["r"], values["precision"]["r"])
+    # of those with two to find, 3 finds none at rank 1, and the others may find a second or not
+    with pytest.raises(ValueError, match="search with top_k=2, got 1 ranks, which lack relevant items of 3 queries"):
+        ranking_metrics(results(1), map_top_k=(1, "r"))
 
 
 def test_k_beyond_the_ranks_is_an_error_only_if_something_may_stand_there() -> None:

@@ -35,7 +35,10 @@ def compare(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            "--metric", "-m", help="cmc, precision, map, recall, ndcg or mrr; map@10 has its own k. Repeatable."
+            "--metric",
+            "-m",
+            help="cmc, precision, map, recall, ndcg or mrr; map@10 has its own k, map@r and precision@r have the "
+            "number of right items of each query. Repeatable.",
         ),
     ] = None,
     top_k: Annotated[

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from oml.functional.statistics import PairedTest, paired_test
-from oml.metrics.per_query import ranking_metrics
+from oml.metrics.per_query import Cut, ranking_metrics
 from oml.retrieval import RetrievalResults
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def compare_results(
     Args:
         a, b: the results; a positive difference means that ``b`` is better.
         metrics: ``cmc``, ``precision``, ``map``, ``recall``, ``ndcg`` or ``mrr``, cut at every ``top_k``; or with a
-            ``k`` of its own, as ``map@10``. By default cmc, precision and map.
+            ``k`` of its own, as ``map@10``; also ``precision@r`` and ``map@r``, cut for every query at the number of
+            its relevant items. By default cmc, precision and map.
         top_k: where to cut, up to what both results hold. By default 5, or all that they hold if these are fewer;
             without ``metrics`` there is cmc@1 too.
         confidence: of the intervals, in (0, 1).
@@ -224,18 +225,21 @@ def _what_differs(a: RetrievalResults, b: RetrievalResults, kind: str) -> list[s
     return texts
 
 
-def _cuts(metrics: Sequence[str], top_k: Sequence[int], n_a: int, n_b: int) -> list[tuple[str, int]]:
+def _cuts(metrics: Sequence[str], top_k: Sequence[int], n_a: int, n_b: int) -> list[tuple[str, Cut]]:
     """The metrics and their k."""
     most = min(n_a, n_b)
     if not metrics and not top_k:
         return [(name, min(k, most)) for name, k in _DEFAULT]
-    wanted = []
+    wanted: list[tuple[str, Cut]] = []
     for metric in metrics or ("cmc", "precision", "map"):
+        if metric in ("precision@r", "map@r"):
+            wanted.append((metric.removesuffix("@r"), "r"))
+            continue
         match = re.fullmatch(rf"({'|'.join(METRICS)})(?:@(\d+))?", metric)
         if match is None:
-            raise ValueError(f"compare_results knows {', '.join(METRICS)}, or such as map@10, got {metric!r}.")
+            raise ValueError(f"compare_results knows {', '.join(METRICS)}, or such as map@10 or map@r, got {metric!r}.")
         wanted += [(match[1], k) for k in ([int(match[2])] if match[2] else top_k or [min(5, most)])]
-    if bad := [f"{name}@{k}" for name, k in wanted if not 1 <= k <= most]:
+    if bad := [f"{name}@{k}" for name, k in wanted if k != "r" and not 1 <= k <= most]:
         raise ValueError(
             f"compare_results can cut at 1 to {most}, got {', '.join(bad)}: A holds the {n_a} nearest galleries of a "
             f"query, B the {n_b} nearest. Search with a larger top_k for more."

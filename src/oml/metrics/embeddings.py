@@ -25,7 +25,7 @@ from oml.const import (
     Y2_KEY,
 )
 from oml.functional.distances import elementwise_dist
-from oml.functional.metrics import TMetricsDict, calc_distance_matrix, reduce_metrics
+from oml.functional.metrics import calc_distance_matrix, reduce_metrics
 from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranks import relevant_ranks
 from oml.functional.statistics import Interval, bootstrap_interval
@@ -34,7 +34,7 @@ from oml.functional.verification import verification_metrics
 from oml.interfaces.metrics import IMetricDDP, IMetricVisualisable
 from oml.metrics.accumulation import Accumulator
 from oml.metrics.categories import positions_by_category
-from oml.metrics.per_query import ranking_metrics
+from oml.metrics.per_query import Cut, ranking_metrics
 from oml.retrieval import RetrievalResults
 from oml.retrieval.results import check_roles
 from oml.utils.user_warning import warn_user
@@ -42,8 +42,8 @@ from oml.utils.user_warning import warn_user
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: category -> metric -> k (or false match rate, or share of variance) -> value
-TMetricsDict_ByLabels = dict[str | int, TMetricsDict]
+#: category -> metric -> k or "r" (or false match rate, or share of variance) -> value
+TMetricsDict_ByLabels = dict[str | int, dict[str, dict[Cut | float, Tensor]]]
 
 _LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
 _NOT_BY_QUERY = ("fnmr@fmr", "pcf")
@@ -87,7 +87,9 @@ class EmbeddingMetrics(IMetricVisualisable):
     Args:
         embeddings_key, labels_key, is_query_key, is_gallery_key: entries of a batch to work on.
         extra_keys: further entries to keep; ``"paths"`` for pictures, and ``"x1", "y1", "x2", "y2"`` for boxes in them.
-        cmc_top_k, precision_top_k, map_top_k: values of ``k``; an empty tuple switches the metric off.
+        cmc_top_k, precision_top_k, map_top_k: values of ``k``; an empty tuple switches the metric off. For precision
+            and map also ``"r"``, the number of relevant items of each query: r-precision and map@r, see
+            :func:`oml.metrics.per_query.ranking_metrics`.
         fmr_vals: false match rates at which to tell the false non-match rate, of all pairs of a query and a gallery
             pooled; see :func:`oml.functional.verification.fnmr_at_fmr`.
         pfc_variance: shares of variance of which to tell the fraction of principal components.
@@ -125,8 +127,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         is_gallery_key: str = IS_GALLERY_KEY,
         extra_keys: Sequence[str] = (),
         cmc_top_k: Sequence[int] = (5,),
-        precision_top_k: Sequence[int] = (5,),
-        map_top_k: Sequence[int] = (5,),
+        precision_top_k: Sequence[Cut] = (5,),
+        map_top_k: Sequence[Cut] = (5,),
         fmr_vals: Sequence[float | int] = (),
         pfc_variance: Sequence[float | int] = (0.5,),
         categories_key: str | None = None,
@@ -169,8 +171,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         if not (fmr_vals or any(top_k.values())):
             raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k, fmr_vals.")
         for name, values in top_k.items():
-            if bad := [k for k in values if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
-                raise ValueError(f"EmbeddingMetrics needs whole numbers of 1 or more in {name}_top_k, got {bad}.")
+            by_r, or_r = (("r",), " or 'r'") if name in ("precision", "map") else ((), "")
+            if bad := [k for k in values if k not in by_r and (isinstance(k, bool) or not isinstance(k, int) or k < 1)]:
+                raise ValueError(f"EmbeddingMetrics needs whole numbers of 1 or more{or_r} in {name}_top_k, got {bad}.")
         for name, values in (("fmr_vals", fmr_vals), ("pfc_variance", pfc_variance)):
             if bad := [share for share in values if not 0 <= share <= 1]:
                 raise ValueError(f"EmbeddingMetrics needs shares between 0 and 1 in {name}, got {bad}.")
@@ -255,8 +258,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         if self.index_key is not None:
             self.acc = _once_each(self.acc, self.index_key)
         embeddings = self._stored(self.embeddings_key)
-        widest = max([k for ks in self.top_k.values() for k in ks], default=1)
         is_query = self._stored(self.is_query_key).bool()
+        widest = self._widest(is_query)
         self.results = self._retrieve(is_query, max(min(widest, _LONGEST_LIST), LOG_TOPK_IMAGES_PER_ROW))
         hits = None
         if widest > _LONGEST_LIST:
@@ -279,7 +282,7 @@ class EmbeddingMetrics(IMetricVisualisable):
 
         self._rows, self.metrics_unreduced = queries, {}
         for category, rows in queries.items():
-            values: TMetricsDict = {
+            values: dict[str, dict[Cut | float, Tensor]] = {
                 name: {k: of_all[rows] for k, of_all in by_k.items()} for name, by_k in per_query.items()
             }
             if self.fmr_vals:
@@ -298,7 +301,7 @@ class EmbeddingMetrics(IMetricVisualisable):
 
     def intervals(
         self, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
-    ) -> dict[str | int, dict[str, dict[int | float, Interval]]]:
+    ) -> dict[str | int, dict[str, dict[Cut | float, Interval]]]:
         """For each metric with a value per query its mean and bootstrap interval, whole labels resampled.
 
         Args:
@@ -361,7 +364,17 @@ class EmbeddingMetrics(IMetricVisualisable):
             queries, query_labels, query_items = queries[rows], query_labels[rows], query_items[rows]
         return _Pairs(queries, galleries, query_labels, results.gallery_labels, query_items, gallery_items)
 
-    def _rates(self, category: str | int, rows: Tensor) -> dict[float | int, Tensor]:
+    def _widest(self, is_query: Tensor) -> int:
+        """The last rank that a metric looks at."""
+        cuts = [k for ks in self.top_k.values() for k in ks]
+        widest = max([k for k in cuts if isinstance(k, int)], default=1)
+        if "r" in cuts:
+            labels = self._stored(self.labels_key)
+            to_find = labels[self._stored(self.is_gallery_key).bool() & torch.isin(labels, labels[is_query])]
+            widest = max([widest, *to_find.unique(return_counts=True)[1].tolist()])
+        return widest
+
+    def _rates(self, category: str | int, rows: Tensor) -> dict[Cut | float, Tensor]:
         """fnmr@fmr of a category."""
         is_overall = category == self.overall_categories_key
         pairs = self._all_pairs(None if is_overall else rows)
@@ -379,7 +392,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             *pairs[:4], fmr_vals=self.fmr_vals, query_items=pairs.query_items, gallery_items=pairs.gallery_items
         )["fnmr@fmr"]
         assert isinstance(rates, dict), "it is one by rate"
-        return rates
+        return {**rates}
 
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
         return RetrievalResults.from_embeddings(
@@ -501,7 +514,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             return None
         return torch.stack([self._stored(key) for key in _BOX_KEYS], dim=1)
 
-    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, int | float]]]:
+    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, Cut | float]]]:
         """``OVERALL/map/5`` and its parts, for all metrics."""
         for category, by_metric in self.metrics.items():
             for metric, by_k in by_metric.items():

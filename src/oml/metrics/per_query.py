@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,27 +11,32 @@ from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranking import (
     Hits,
     average_precision_at_k,
+    average_precision_at_r,
     cmc_at_k,
     ndcg_at_k,
     precision_at_k,
+    r_precision,
     recall_at_k,
     reciprocal_rank,
 )
 from oml.retrieval import RetrievalResults
+
+#: where a ranking is cut: at a rank, or for every query at its ``n_relevant``
+Cut = int | Literal["r"]
 
 
 def ranking_metrics(
     results: RetrievalResults,
     *,
     cmc_top_k: Sequence[int] = (),
-    precision_top_k: Sequence[int] = (),
-    map_top_k: Sequence[int] = (),
+    precision_top_k: Sequence[Cut] = (),
+    map_top_k: Sequence[Cut] = (),
     recall_top_k: Sequence[int] = (),
     ndcg_top_k: Sequence[int] = (),
     mrr_top_k: Sequence[int] = (),
     map_divide_by: Literal["found", "min(k, n)", "n"] = "found",
     hits: Hits | None = None,
-) -> dict[str, dict[int, Float[Tensor, " query"]]]:
+) -> dict[str, dict[Cut, Float[Tensor, " query"]]]:
     """For each metric and ``k`` a value per query, in the order of ``results.query_ids``.
 
     The formulas, with their denominators, are those of :mod:`oml.functional.ranking`: precision divides by
@@ -38,7 +44,9 @@ def ranking_metrics(
 
     Args:
         results: of a search for the largest ``k`` or more, unless all that is relevant was found earlier.
-        cmc_top_k, precision_top_k, map_top_k, recall_top_k, ndcg_top_k, mrr_top_k: values of ``k``, positive ints.
+        cmc_top_k, precision_top_k, map_top_k, recall_top_k, ndcg_top_k, mrr_top_k: values of ``k``, positive ints. For
+            precision and map also ``"r"``, which cuts the ranking of every query at its ``n_relevant``: these are
+            :func:`oml.functional.ranking.r_precision` and map@r, :func:`oml.functional.ranking.average_precision_at_r`.
         map_divide_by: the denominator of map, see :func:`oml.functional.ranking.average_precision_at_k`.
         hits: where the relevant items stand in the ranking of the whole gallery, for ``k`` beyond the lists of
             ``results``: of :func:`oml.functional.ranks.relevant_ranks`.
@@ -54,22 +62,35 @@ def ranking_metrics(
         >>> results = RetrievalResults.from_embeddings(embeddings, labels, labels == 0, everyone, top_k=2)
         >>> ranking_metrics(results, cmc_top_k=(1, 2), map_top_k=(2,))
         {'cmc': {1: tensor([1., 1., 0.]), 2: tensor([1., 1., 1.])}, 'map': {2: tensor([1.0000, 1.0000, 0.5000])}}
+        >>> ranking_metrics(results, precision_top_k=("r",), map_top_k=("r",))
+        {'precision': {'r': tensor([0.5000, 0.5000, 0.5000])}, 'map': {'r': tensor([0.5000, 0.5000, 0.2500])}}
     """
     rows_to_evaluate(results.n_relevant, ids=results.query_ids, labels=results.query_labels)
     n_relevant, n_ranks = results.n_relevant, results.retrieved_ids.shape[1]
     if hits is None:
         top_k = (*cmc_top_k, *precision_top_k, *map_top_k, *recall_top_k, *ndcg_top_k, *mrr_top_k)
-        too_far = [k for k in top_k if isinstance(k, int) and k > n_ranks]
-        if too_far and len(lacking := (results.is_relevant.sum(dim=1) < n_relevant).nonzero()):
+        lacks = results.is_relevant.sum(dim=1) < n_relevant
+        needed = torch.full_like(n_relevant, max([k for k in top_k if isinstance(k, int)], default=0))
+        if "r" in top_k:
+            needed = needed.maximum(n_relevant)
+        if len(too_far := needed[lacks & (needed > n_ranks)]):
             raise ValueError(
-                f"ranking_metrics needs results of a search with top_k={max(too_far)}, got {n_ranks} ranks, which lack "
-                f"relevant items of {len(lacking)} queries; or the hits of the whole gallery."
+                f"ranking_metrics needs results of a search with top_k={int(too_far.amax())}, got {n_ranks} ranks, "
+                f"which lack relevant items of {len(too_far)} queries; or the hits of the whole gallery."
             )
     found = results.is_relevant if hits is None else hits
     values = {
         "cmc": {k: cmc_at_k(found, k) for k in cmc_top_k},
-        "precision": {k: precision_at_k(found, n_relevant, k) for k in precision_top_k},
-        "map": {k: average_precision_at_k(found, k, n_relevant, map_divide_by) for k in map_top_k},
+        "precision": {
+            k: r_precision(found, n_relevant) if k == "r" else precision_at_k(found, n_relevant, k)
+            for k in precision_top_k
+        },
+        "map": {
+            k: average_precision_at_r(found, n_relevant)
+            if k == "r"
+            else average_precision_at_k(found, k, n_relevant, map_divide_by)
+            for k in map_top_k
+        },
         "recall": {k: recall_at_k(found, n_relevant, k) for k in recall_top_k},
         "ndcg": {k: ndcg_at_k(found, n_relevant, k) for k in ndcg_top_k},
         "mrr": {k: reciprocal_rank(found, k) for k in mrr_top_k},
