@@ -112,7 +112,7 @@ def by_hand(ranking: list[bool], n: int, k: int) -> dict[str, float]:
     }
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(rankings=rankings, k=st.integers(1, 8))
 def test_ranking_metrics_follow_the_definitions(rankings: list[tuple[list[bool], int]], k: int) -> None:
     """Each query has a ranking and some more relevant items that were not retrieved."""
