@@ -546,7 +546,7 @@ def test_bad_arguments() -> None:
             unchecked(q, g, 1)
     with pytest.raises(ValueError, match="both or neither"):
         exact_search(x, x, 1, query_items=items)
-    with pytest.raises(ValueError, match="needs 3 gallery_items"):
+    with pytest.raises(ValueError, match="needs 3 integer gallery_items"):
         unchecked(x, x, 1, query_items=items, gallery_items=items[:2])
     with pytest.raises(ValueError, match="one device, got cpu, meta"):
         exact_search(x, x.to("meta"), 1)

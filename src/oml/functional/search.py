@@ -5,7 +5,6 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -14,6 +13,8 @@ from oml.functional.pair_blocks import (
     GROUP,
     Block,
     PairBlocks,
+    check_pairs,
+    copies,
     measured,
     near_columns,
     near_rows,
@@ -94,9 +95,9 @@ def exact_search(
         >>> exact_search(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 0.0], [5.0, 0.0]]), 2, distance="cosine")
         Neighbours(ids=tensor([[1, 0]]), distances=tensor([[0., 2.]]))
     """
-    _check_shapes(queries, galleries, query_items, gallery_items)
     dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
-    _check_options(top_k, distance, product_dtype, memory_budget, dtype)
+    _check_options(top_k, distance, product_dtype, dtype)
+    check_pairs("exact_search", queries, galleries, memory_budget, items=(query_items, gallery_items))
     device = queries.device
     symmetric = _same(queries, galleries)
     queries, galleries = queries.detach(), galleries.detach()
@@ -104,9 +105,6 @@ def exact_search(
         queries, galleries = queries.cpu(), galleries.cpu()
         if query_items is not None and gallery_items is not None:
             query_items, gallery_items = query_items.cpu(), gallery_items.cpu()
-    _check_values(queries, "queries", dtype)
-    if not symmetric:
-        _check_values(galleries, "galleries", dtype)
     if distance == "cosine":
         queries = _normalised(queries, "queries", dtype)
         galleries = queries if symmetric else _normalised(galleries, "galleries", dtype)
@@ -184,20 +182,12 @@ def _nothing(task: _Task) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "que
 
 def _copies(task: _Task) -> tuple[Bool[Tensor, " gallery"], Bool[Tensor, " gallery"]]:
     """Which galleries no query can retrieve, for enough copies of them have lower ids, and which have enough copies."""
-    x = task.galleries.contiguous()
-    bits = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-    weights = torch.randint(2**62, (x.shape[1],), generator=torch.Generator().manual_seed(0)).to(x.device)
-    # sums of integers are the same in any order
-    hashes, order = torch.cat([(part * weights).sum(dim=1) for part in bits.split(BLOCK)]).sort(stable=True)
-    is_copy = F.pad(hashes[1:] == hashes[:-1], (1, 0))  # of the one before
-    for places in is_copy.nonzero().squeeze(1).split(BLOCK):
-        is_copy[places] = (bits[order[places]] == bits[order[places - 1]]).all(dim=1)
     # as many as there are places, and all that may be left out as items of the query
     n_needed = task.top_k
     if task.gallery_items is not None:
         n_needed += int(task.gallery_items.unique(return_counts=True)[1].amax())
-    group = (~is_copy).cumsum(0) - 1
-    spare, has_enough = torch.empty_like(is_copy), torch.empty_like(is_copy)
+    order, group = copies(task.galleries)
+    spare, has_enough = torch.empty(2, len(order), dtype=torch.bool, device=order.device)
     spare[order] = _rank(group) >= n_needed
     has_enough[order] = (group.bincount() >= n_needed)[group]
     return spare, has_enough
@@ -504,9 +494,7 @@ def _normalised(vectors: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def _check_options(
-    top_k: object, distance: object, product_dtype: torch.dtype | None, memory_budget: int, dtype: torch.dtype
-) -> None:
+def _check_options(top_k: object, distance: object, product_dtype: torch.dtype | None, dtype: torch.dtype) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"exact_search needs top_k >= 1 as an int, got {top_k!r}.")
     if distance not in ("l2", "cosine"):
@@ -516,36 +504,3 @@ def _check_options(
             f"exact_search multiplies {dtype} in {dtype}{' or bfloat16' if dtype == torch.float32 else ''}, "
             f"got product_dtype={product_dtype}."
         )
-    if memory_budget < 1:
-        raise ValueError(f"exact_search needs a positive memory_budget in bytes, got {memory_budget}.")
-
-
-def _check_shapes(queries: Tensor, galleries: Tensor, query_items: Tensor | None, gallery_items: Tensor | None) -> None:
-    if queries.ndim != 2 or galleries.ndim != 2 or queries.shape[1] != galleries.shape[1] or queries.shape[1] == 0:
-        raise ValueError(
-            "exact_search needs queries (query, dim) and galleries (gallery, dim) of one dim > 0, "
-            f"got {tuple(queries.shape)} and {tuple(galleries.shape)}."
-        )
-    if (query_items is None) != (gallery_items is None):
-        raise ValueError("exact_search needs query_items and gallery_items both or neither, got one of them.")
-    for name, items, rows in (("query_items", query_items, queries), ("gallery_items", gallery_items, galleries)):
-        if items is not None and items.shape != (len(rows),):
-            raise ValueError(f"exact_search needs {len(rows)} {name} in one dimension, got {tuple(items.shape)}.")
-    tensors = [tensor for tensor in (queries, galleries, query_items, gallery_items) if tensor is not None]
-    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
-        raise ValueError(f"exact_search needs all tensors on one device, got {', '.join(sorted(devices))}.")
-
-
-def _check_values(embeddings: Tensor, name: str, dtype: torch.dtype) -> None:
-    if len(embeddings) == 0:
-        return
-    # (|q| + |g|)^2 must not overflow, even after centring
-    limit = (torch.finfo(dtype).max / (32 * embeddings.shape[1])) ** 0.5
-    if torch.stack(embeddings.aminmax()).abs().amax().item() <= limit:
-        return
-    parts = (part.to(dtype).abs() <= limit for part in embeddings.split(1024))
-    bad = torch.cat([~part.all(dim=1) for part in parts]).nonzero().squeeze(1)
-    raise ValueError(
-        f"exact_search needs finite {name} below {limit:.0e}, got NaN, infinite or larger numbers in {len(bad)} of "
-        f"{len(embeddings)} rows, such as rows {bad[:5].tolist()}. Look at the model or the inputs of these rows."
-    )
