@@ -239,7 +239,6 @@ class _Search:
         lowest = -torch.finfo(self.blocks.dtype).max / 10
         n_limits = self.blocks.n_query_blocks * self.n_rows
         self.limits = torch.full((n_limits,), lowest, dtype=self.blocks.dtype, device=task.queries.device)
-        self.limits[len(task.queries) :] = torch.inf
         if task.among_copies is not None:
             within_zero = nearness_within(self.limits.new_zeros(1), task.queries.shape[1])
             self.limits[: len(task.queries)].masked_fill_(task.among_copies, within_zero.squeeze())
