@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oml.functional import verification
+from oml.functional import pair_counts, verification
 from oml.functional.pair_blocks import measured
+from oml.functional.pair_counts import AllowedPairs
 from oml.functional.verification import (
     distance_histograms,
     eer,
@@ -173,8 +174,9 @@ def assert_as_of_lists(values: dict, positives: Tensor, negatives: Tensor, area_
 def small_blocks(few: int = 0, share: float = 4.0, block: int = 32) -> Iterator[None]:
     """Sizes at which small sets go the ways of large ones: how many and which share of the pairs may be measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "BLOCK", block)
-        patch.setattr(verification, "_FEW_PAIRS", few)
+        patch.setattr(pair_counts, "BLOCK", block)
+        for module in (pair_counts, verification):
+            patch.setattr(module, "FEW_PAIRS", few)
         patch.setattr(verification, "_MEASURED", share)
         yield
 
@@ -238,9 +240,9 @@ def make_case(n: int, m: int | None, dim: int = 8, n_labels: int = 40, change: C
 @pytest.mark.parametrize("m", [None, 530, 20])
 def test_a_sample_brackets_the_thresholds(m: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(600, m)
-    binned, n_passes = verification._Pairs.binned, []
+    binned, n_passes = AllowedPairs.binned, []
     monkeypatch.setattr(
-        verification._Pairs,
+        AllowedPairs,
         "binned",
         lambda self, *, positive: (n_passes.append(positive), binned(self, positive=positive))[1],
     )
@@ -255,12 +257,12 @@ def test_a_misleading_sample_changes_nothing(shift: float, monkeypatch: pytest.M
     case = make_case(150, None)
     shares = []
 
-    def sampled(self: verification._Pairs) -> tuple[Tensor, Tensor]:
+    def sampled(self: AllowedPairs) -> tuple[Tensor, Tensor]:
         share = self.binned(positive=False).cumsum(0).double() / self.n_negatives + shift
         shares.append(share)
         return share, share
 
-    monkeypatch.setattr(verification._Pairs, "sampled", sampled)
+    monkeypatch.setattr(AllowedPairs, "sampled", sampled)
     with small_blocks():
         values = stream(*case[:4], roc_auc=False)
     assert shares
@@ -414,9 +416,9 @@ def test_histograms_need_bins() -> None:
 
 def test_copies_are_told_from_vectors_with_one_sum_of_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
-    kinds, one_of = verification._kinds(x)
+    kinds, one_of = pair_counts._kinds(x)
     assert kinds[0] == kinds[2] != kinds[1]
     assert torch.equal(x[one_of[kinds]], x)
     monkeypatch.setattr(torch, "randint", lambda low, high, size, generator: torch.zeros(size, dtype=torch.int64))
-    kinds, one_of = verification._kinds(x)
+    kinds, one_of = pair_counts._kinds(x)
     assert kinds.tolist() == one_of.tolist() == [0, 1, 2]
