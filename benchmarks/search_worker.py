@@ -8,7 +8,7 @@ use, and what to do: "check" answers with the metrics and the name of a file of 
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ def bare_product(x: Tensor, _: Tensor) -> Found:
     return Found({})
 
 
-def flat(metrics: dict[str, dict[int, Tensor]]) -> dict[str, float]:
+def flat(metrics: Mapping[str, Mapping[Any, Tensor]]) -> dict[str, float]:
     return {f"{name}@{k}": value.float().mean().item() for name, by_k in metrics.items() for k, value in by_k.items()}
 
 
