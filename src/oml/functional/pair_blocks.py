@@ -18,6 +18,7 @@ GROUP = 32  # neighbouring numbers of a block that are looked at together; sides
 _CENTRE_OF = 256  # galleries that the centre is found from: a median takes its time
 _NUMBERS = 2**18  # of the vectors that are subtracted at a time: 2 MiB of float64 stay in a CPU's cache
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -136,13 +137,8 @@ class PairBlocks:
                 buffers.block.copy_(buffers.product).mul_(1 - self._half_ulp)
             return look(Block(row * self.n_rows, column * self.n_columns, buffers.block))
 
-        n_threads = min(torch.get_num_threads(), len(blocks)) if self._centre.device.type == "cpu" else 1
-        with _full_precision_products():
-            if n_threads <= 1:
-                with without_autocast(self._centre.device.type):
-                    return [work(place) for place in blocks]
-            with _threads(n_threads) as pool:
-                return list(pool.map(work, blocks))
+        with _full_precision_products(), without_autocast(self._centre.device.type):
+            return in_threads(work, blocks, self._centre.device)
 
     def _terms(self, index: int, of_galleries: bool) -> Tensor:
         terms, size = (self._gallery_terms, self.n_columns) if of_galleries else (self._query_terms, self.n_rows)
@@ -173,14 +169,18 @@ class PairBlocks:
         """The squared norms of the centred vectors in float64, and the largest relative error of a rounded one."""
         # a list of parts would be strewn between the freed vectors
         squares = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
-        largest = squares.new_zeros(())
-        for part, of_part in zip(vectors.split(BLOCK), squares.split(BLOCK), strict=True):
-            x = part.to(self.dtype) - self._centre
-            torch.sum(x.double().square_(), dim=1, out=of_part)
-            if self._product_dtype != self.dtype:
-                error = (x - x.to(self._product_dtype)).double().square_().sum(dim=1)
-                largest = torch.maximum(largest, (error / of_part).nan_to_num_(0.0).amax().sqrt())
-        return squares, largest
+
+        def fill(part: tuple[Tensor, Tensor]) -> Tensor:
+            vectors, squares = part
+            x = vectors.to(self.dtype) - self._centre
+            torch.sum(x.double().square_(), dim=1, out=squares)
+            if self._product_dtype == self.dtype:
+                return squares.new_zeros(())
+            errors = (x - x.to(self._product_dtype)).double().square_().sum(dim=1)
+            return (errors / squares).nan_to_num_(0.0).amax().sqrt()
+
+        parts = list(zip(vectors.split(BLOCK), squares.split(BLOCK), strict=True))
+        return squares, torch.stack(in_threads(fill, parts, vectors.device)).amax()
 
     def _slack_and_terms(self, squares: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The slack of each vector, and what it adds to its numbers; half of the slack is in there already."""
@@ -245,8 +245,11 @@ def copies(vectors: Float[Tensor, "item dim"]) -> tuple[Int[Tensor, " place"], I
     factors = torch.randint(-(2**62), 2**62, vectors.shape[1:], generator=generator).to(vectors.device)
     # sums of integers are the same in any order; a list of parts would be strewn between the freed products
     sums = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    for part, of_part in zip(vectors.split(BLOCK), sums.split(BLOCK), strict=True):
-        torch.sum(part.contiguous().view(of_bits) * factors, dim=1, out=of_part)
+
+    def fill(part: tuple[Tensor, Tensor]) -> None:
+        torch.sum(part[0].contiguous().view(of_bits) * factors, dim=1, out=part[1])
+
+    in_threads(fill, list(zip(vectors.split(BLOCK), sums.split(BLOCK), strict=True)), vectors.device)
     sums, order = sums.sort(stable=True)
     is_copy = F.pad(sums[1:] == sums[:-1], (1, 0))  # of the one before
     for places in is_copy.nonzero().squeeze(1).split(BLOCK):
@@ -330,14 +333,19 @@ def nearness_within(distances: Float[Tensor, " pair"], dim: int) -> Float[Tensor
     return limit.mul_(1 + info.eps).to(distances.dtype).sub_(info.tiny)
 
 
-@contextmanager
-def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose operations do not start threads of their own."""
+def in_threads(work: Callable[[S], T], parts: Sequence[S], device: torch.device) -> list[T]:
+    """``work(part)`` of each part, in order: on a CPU in as many threads as torch has, each with parts of its own.
+
+    So threads wait for each other once, not in every operation, which takes long if the machine has more to do.
+    """
     before = torch.get_num_threads()
+    n_threads = min(before, len(parts)) if device.type == "cpu" else 1
+    if n_threads <= 1:
+        return [work(part) for part in parts]
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, parts))
     finally:
         torch.set_num_threads(before)
 

@@ -15,6 +15,7 @@ from oml.functional.pair_blocks import (
     PairBlocks,
     check_pairs,
     copies,
+    in_threads,
     measured,
     near_columns,
     near_rows,
@@ -259,15 +260,17 @@ class _Search:
                         self.raise_limits(q, limits)
                         n_new += len(pairs.ids)
                 if n_new > self.n_pairs or first + n_blocks >= len(places):
-                    for row in range(len(self.held)):
-                        self.merge(row)
+                    in_threads(self.merge, range(len(self.held)), self.limits.device)
                     n_new = 0
         ids, distances = _nothing(self.task)
-        for row, (pairs,) in enumerate(self.held):
-            q = row * self.n_rows
+
+        def settle(row: int) -> None:
+            q, (pairs,) = row * self.n_rows, self.held[row]
             nearest, of_nearest, _ = self.nearest(q, pairs)
             places = q + nearest.row, _rank(nearest.row)
             ids[places], distances[places] = nearest.ids, of_nearest
+
+        in_threads(settle, range(len(self.held)), self.limits.device)
         return ids, distances
 
     def rounds(self) -> Iterator[list[tuple[int, int]]]:
