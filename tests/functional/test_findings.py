@@ -325,18 +325,20 @@ def test_random_embeddings_mix_all_labels_a_little() -> None:
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(0, 12), k=st.integers(1, 4), side=st.integers(1, 12), seed=st.integers(0, 999))
 def test_near_copies_follow_the_definition(n: int, k: int, side: int, seed: int) -> None:
-    points = torch.randint(side, (n, 2), generator=torch.Generator().manual_seed(seed)).float()
-    neighbours = nearest_items(points, k)
-    found = near_copies(neighbours, max_distance=1.5)
-    expected = {
-        (min(i, j), max(i, j)): d
-        for i, (ids, distances) in enumerate(zip(neighbours.ids.tolist(), neighbours.distances.tolist(), strict=True))
-        for j, d in zip(ids, distances, strict=True)
-        if j >= 0 and d <= 1.5
-    }
+    generator = torch.Generator().manual_seed(seed)
+    neighbours = nearest_items(torch.randint(side, (n, 2), generator=generator).float(), k)
+    limits = torch.tensor([0.0, 1.0, 1.5, 2.0])[torch.randint(4, (n,), generator=generator)]
+    found = near_copies(neighbours, limits)
+    of_pair, expected = {}, {}
+    for i, (ids, distances) in enumerate(zip(neighbours.ids.tolist(), neighbours.distances.tolist(), strict=True)):
+        for j, d in zip(ids, distances, strict=True):
+            if j >= 0 and d <= min(limits[i], limits[j]):
+                of_pair[min(i, j), max(i, j)] = min(limits[i], limits[j]).item()
+                expected[min(i, j), max(i, j)] = d
     pairs = [tuple(pair) for pair in found.pairs.tolist()]
     assert dict(zip(pairs, found.distances.tolist(), strict=True)) == expected
-    assert found.scores.tolist() == pytest.approx([1 - expected[pair] / 1.5 for pair in pairs])
+    scores = [1 - expected[pair] / of_pair[pair] if expected[pair] > 0 else 1 for pair in pairs]
+    assert found.scores.tolist() == pytest.approx(scores)
     groups = [{i} for i in range(n)]  # links, followed one after the other
     for i, j in pairs:
         joined = next(group for group in groups if i in group) | next(group for group in groups if j in group)
@@ -345,11 +347,13 @@ def test_near_copies_follow_the_definition(n: int, k: int, side: int, seed: int)
         for (j, _), b in zip(pairs, found.groups.tolist(), strict=True):
             assert (a == b) == any({i, j} <= group for group in groups)
     assert found.groups.tolist() == sorted(found.groups.tolist())
-    best = [d for d, new in zip(found.distances.tolist(), _is_first(found.groups.tolist()), strict=True) if new]
-    assert best == sorted(best)  # the surest group first, and in it the surest pair
+    best = [score for score, new in zip(scores, _is_first(found.groups.tolist()), strict=True) if new]
+    assert best == sorted(best, reverse=True)  # the surest group first, and in it the surest pair
     for group in set(found.groups.tolist()):
-        of_group = found.distances[found.groups == group].tolist()
-        assert of_group == sorted(of_group)
+        of_group = found.scores[found.groups == group].tolist()
+        assert of_group == sorted(of_group, reverse=True)
+    same = near_copies(neighbours, 1.5)
+    assert all(torch.equal(*parts) for parts in zip(same, near_copies(neighbours, torch.full((n,), 1.5)), strict=True))
 
 
 def _is_first(numbers: list[int]) -> list[bool]:
@@ -398,6 +402,8 @@ def test_copy_distances_worked_by_hand() -> None:
     # of the last two, p = 1 and p = 2 have a gap: 0.001 < 2 / 100 and 0.002 < 4 / 100
     expected = torch.tensor([0, 0, 0, 0.02, 0.04], dtype=torch.float64)
     torch.testing.assert_close(copy_distances(torch.tensor(rows)), expected)
+    rows.append([0.001, math.inf, math.inf])  # which tells nothing of a gap
+    assert copy_distances(torch.tensor(rows))[5] == 0
     rows[4][2] = 40.0
     assert copy_distances(torch.tensor(rows))[4] == 0.25  # a quarter of the median, less than 40 / 100
     for nothing in ([], [[math.inf, math.inf]], [[0.0, 0.0]] * 3):
