@@ -73,7 +73,7 @@ class PairBlocks:
         if product_dtype == torch.float64:
             self.dtype = torch.float64
         self._product_dtype = product_dtype or self.dtype
-        assert self._product_dtype in (self.dtype, torch.bfloat16)
+        assert self._product_dtype in (self.dtype, torch.bfloat16), "exact_search refuses other dtypes"
         self.n_rows, self.n_columns = (
             min(size, -(-len(vectors) // GROUP) * GROUP)
             for size, vectors in zip(shape, (queries, galleries), strict=True)

@@ -168,7 +168,8 @@ class AllowedPairs:
                 counts.add_(found, alpha=weight)
 
         self._blocks.visit(self._places(positive), look)
-        assert int(counts.sum()) == (self.n_positives if positive else self.n_negatives)
+        n_pairs = self.n_positives if positive else self.n_negatives
+        assert int(counts.sum()) == n_pairs, "the bins cover all distances, and blocks all allowed pairs"
         return counts
 
     def counted(self, ranges: Sequence[tuple[float, float]], *, positive: bool) -> list[Counted]:
