@@ -20,7 +20,6 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import Worker, circumstances, spread
-from peers import python_with
+from common import circumstances
+from contest import take_turns
 from ranks_worker import CONTENDERS
 
 FLOOR = next(iter(CONTENDERS))
@@ -76,46 +75,29 @@ def check_ranks(path: str, x: Tensor, labels: Tensor) -> tuple[float, float]:
     return n_right / len(checked), (precisions / n_relevant).mean().item()
 
 
+def check(answers: dict[str, Any], x: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    checks: dict[str, dict[str, float]] = {name: {} for name in answers}
+    expected = None
+    for name, answer in answers.items():
+        if "hits" in answer:
+            checks[name]["right_ranks"], expected = check_ranks(answer["hits"], x, labels)
+            if checks[name]["right_ranks"] < 1:
+                sys.exit(f"{name} is wrong for some of {N_CHECKED} queries among {len(x)}: {checks[name]}")
+    for name, answer in answers.items():
+        if expected is not None and answer["map"] is not None:
+            checks[name] |= {"map": round(answer["map"], 5), "deviation": abs(answer["map"] - expected)}
+            if checks[name]["deviation"] > TOLERANCE:
+                sys.exit(f"The map of {name} for {len(x)} items is {answer['map']}, but should be {expected}.")
+    return checks
+
+
 def bench(kind: str, n: int, names: list[str], rounds: int, threads: int, about: dict[str, Any]) -> None:
     x, labels = embeddings(kind, n)
-    workers = {
-        name: Worker(
-            Path(__file__).with_name("ranks_worker.py"),
-            name,
-            python_with() if CONTENDERS[name][0] else Path(sys.executable),
-        )
-        for name in names
-    }
-    checks: dict[str, dict[str, float]] = {name: {} for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        request: dict[str, Any] = {"threads": threads}
-        for name, tensor in (("embeddings", x), ("labels", labels)):
-            request[name] = str(Path(folder) / f"{name}.npy")
-            np.save(request[name], tensor.numpy())
-        try:
-            answers = {name: worker({**request, "what": "check"}) for name, worker in workers.items()}  # warms up
-            expected = None
-            for name, answer in answers.items():
-                if "hits" in answer:
-                    checks[name]["right_ranks"], expected = check_ranks(answer["hits"], x, labels)
-                    if checks[name]["right_ranks"] < 1:
-                        sys.exit(f"{name} is wrong for some of {N_CHECKED} queries among {n}: {checks[name]}")
-            for name, answer in answers.items():
-                if expected is not None and answer["map"] is not None:
-                    checks[name] |= {"map": round(answer["map"], 5), "deviation": abs(answer["map"] - expected)}
-                    if checks[name]["deviation"] > TOLERANCE:
-                        sys.exit(f"The map of {name} for {n} items is {answer['map']}, but should be {expected}.")
-            times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
-            for _ in range(rounds):
-                for name, worker in workers.items():
-                    times[name].append(worker({**request, "what": "time"}))
-            growth = {name: worker({**request, "what": "memory"}) for name, worker in workers.items()}
-        finally:
-            for worker in workers.values():
-                worker.close()
+    is_peer = {name: CONTENDERS[name][0] for name in names}
+    checks, turns = take_turns(
+        "ranks_worker.py", is_peer, x, labels, rounds, threads, lambda answers: check(answers, x, labels)
+    )
     for name in names:
-        seconds = [cpu for cpu, _ in times[name]]
-        others = {other: [cpu for cpu, _ in times[other]] for other in names}
         result = {
             "benchmark": "ranks",
             "kind": kind,
@@ -124,19 +106,8 @@ def bench(kind: str, n: int, names: list[str], rounds: int, threads: int, about:
             "n_labels": int(labels.amax()) + 1,
             "dim": DIM,
             "dtype": "float32",
-            "rounds": rounds,
-            "cpu_seconds": spread(seconds),
-            "wall_seconds": spread([wall for _, wall in times[name]]),
-            "peers_to_this": {
-                peer: spread([other / cpu for cpu, other in zip(seconds, others[peer], strict=True)])
-                for peer in PEERS
-                if peer in names
-            },
-            "peak_growth_mib": growth[name],
         }
-        if FLOOR in names:
-            result["to_bare_product"] = spread([cpu / bare for cpu, bare in zip(seconds, others[FLOOR], strict=True)])
-        print(json.dumps(result | checks[name] | about), flush=True)
+        print(json.dumps(result | turns.figures(name, FLOOR, PEERS) | checks[name] | about), flush=True)
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import Worker, circumstances, peak_growth, spread, timed
+from common import circumstances, peak_growth, timed
+from contest import take_turns
 from oml.functional.ranking import average_precision_at_k, cmc_at_k, precision_at_k
 from oml.functional.search import exact_search
-from peers import python_with
 from search_worker import BLOCK, CMC, CONTENDERS, MAP, PRECISION, TOP, TOP_K
 
 FLOOR = next(iter(CONTENDERS))
@@ -106,34 +105,17 @@ def bench(n: int, names: list[str], rounds: int, threads: int, about: dict[str, 
     x, labels = unit_vectors(n, DIM, seed=0), torch.arange(n) // N_PER_LABEL
     if n % N_PER_LABEL == 1:
         labels[-1] = labels[-2]  # a lone label would have nothing to find
-    workers = {
-        name: Worker(
-            Path(__file__).with_name("search_worker.py"),
-            name,
-            python_with() if CONTENDERS[name][0] else Path(sys.executable),
-        )
-        for name in names
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        request: dict[str, Any] = {"threads": threads}
-        for name, tensor in (("embeddings", x), ("labels", labels)):
-            request[name] = str(Path(folder) / f"{name}.npy")
-            np.save(request[name], tensor.numpy())
-        try:
-            answers = {name: worker({**request, "what": "check"}) for name, worker in workers.items()}  # warms up
-            checks = check(answers, x, labels)
-            times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
-            for _ in range(rounds):
-                for name, worker in workers.items():
-                    times[name].append(worker({**request, "what": "time"}))
-            growth = {name: worker({**request, "what": "memory"}) for name, worker in workers.items()}
-        finally:
-            for worker in workers.values():
-                worker.close()
+    checks, turns = take_turns(
+        "search_worker.py",
+        {name: CONTENDERS[name][0] for name in names},
+        x,
+        labels,
+        rounds,
+        threads,
+        lambda answers: check(answers, x, labels),
+    )
     for name in names:
         task = CONTENDERS[name][1]
-        seconds = [cpu for cpu, _ in times[name]]
-        others = {other: [cpu for cpu, _ in times[other]] for other in names}
         result = {
             "benchmark": "search",
             "task": task,
@@ -142,19 +124,9 @@ def bench(n: int, names: list[str], rounds: int, threads: int, about: dict[str, 
             "dim": DIM,
             "top_k": TOP_K,
             "dtype": "float32",
-            "rounds": rounds,
-            "cpu_seconds": spread(seconds),
-            "wall_seconds": spread([wall for _, wall in times[name]]),
-            "peers_to_this": {
-                peer: spread([other / cpu for cpu, other in zip(seconds, others[peer], strict=True)])
-                for peer in PEERS
-                if peer in names and CONTENDERS[peer][1] == task
-            },
-            "peak_growth_mib": growth[name],
         }
-        if FLOOR in names:
-            result["to_bare_product"] = spread([cpu / bare for cpu, bare in zip(seconds, others[FLOOR], strict=True)])
-        print(json.dumps(result | checks[name] | about), flush=True)
+        peers = [peer for peer in PEERS if CONTENDERS[peer][1] == task]
+        print(json.dumps(result | turns.figures(name, FLOOR, peers) | checks[name] | about), flush=True)
 
 
 def bench_million(threads: int, about: dict[str, Any]) -> None:

@@ -18,17 +18,15 @@ see peers.py.
 import argparse
 import json
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common import Worker, circumstances, spread
+from common import circumstances
+from contest import take_turns
 from oml.functional.verification import verification_metrics
-from peers import python_with
 from verification_worker import CONTENDERS, FMR, SEVERAL, flat
 
 FLOOR, OURS, *_, PEER = CONTENDERS
@@ -107,32 +105,18 @@ def check_small() -> None:
 def bench(n: int, names: list[str], rounds: int, threads: int, about: dict[str, Any]) -> None:
     x, labels = unit_vectors(n)
     expected = check(x, labels)
-    script = Path(__file__).with_name("verification_worker.py")
-    workers = {
-        name: Worker(script, name, python_with() if CONTENDERS[name][0] else Path(sys.executable)) for name in names
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        request: dict[str, Any] = {"threads": threads}
-        for name, tensor in (("embeddings", x), ("labels", labels)):
-            request[name] = str(Path(folder) / f"{name}.npy")
-            np.save(request[name], tensor.numpy())
-        try:
-            answers = {name: worker({**request, "what": "check"}) for name, worker in workers.items()}  # warms up
-            for name, answer in answers.items():
-                # a threshold that few pairs decide on, such as that of tar@far, differs between sets of queries
-                for metric in {f"fnmr@fmr@{FMR}", "eer", "roc_auc"} & answer.keys():
-                    if abs(answer[metric] - expected[metric]) > SAMPLE_TOLERANCE:
-                        sys.exit(f"{metric} of {name} is {answer[metric]}, but {expected[metric]} for some queries.")
-            times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
-            for _ in range(rounds):
-                for name, worker in workers.items():
-                    times[name].append(worker({**request, "what": "time"}))
-            growth = {name: worker({**request, "what": "memory"}) for name, worker in workers.items()}
-        finally:
-            for worker in workers.values():
-                worker.close()
+
+    def check_answers(answers: dict[str, Any]) -> dict[str, Any]:
+        for name, answer in answers.items():
+            # a threshold that few pairs decide on, such as that of tar@far, differs between sets of queries
+            for metric in {f"fnmr@fmr@{FMR}", "eer", "roc_auc"} & answer.keys():
+                if abs(answer[metric] - expected[metric]) > SAMPLE_TOLERANCE:
+                    sys.exit(f"{metric} of {name} is {answer[metric]}, but {expected[metric]} for some queries.")
+        return answers
+
+    is_peer = {name: CONTENDERS[name][0] for name in names}
+    answers, turns = take_turns("verification_worker.py", is_peer, x, labels, rounds, threads, check_answers)
     for name in names:
-        seconds = [cpu for cpu, _ in times[name]]
         result = {
             "benchmark": "verification",
             "contender": name,
@@ -140,17 +124,10 @@ def bench(n: int, names: list[str], rounds: int, threads: int, about: dict[str, 
             "dim": DIM,
             "fmr": FMR,
             "dtype": "float32",
-            "rounds": rounds,
-            "cpu_seconds": spread(seconds),
-            "wall_seconds": spread([wall for _, wall in times[name]]),
             "values": {metric: round(value, 6) for metric, value in answers[name].items()},
-            "peak_growth_mib": growth[name],
         }
-        if FLOOR in names:
-            result["to_bare_product"] = spread([a / b for a, (b, _) in zip(seconds, times[FLOOR], strict=True)])
-        if PEER in names and CONTENDERS[name][1]:
-            result["peer_to_this"] = spread([b / a for a, (b, _) in zip(seconds, times[PEER], strict=True)])
-        print(json.dumps(result | about), flush=True)
+        peers = [PEER] if CONTENDERS[name][1] else []
+        print(json.dumps(result | turns.figures(name, FLOOR, peers) | about), flush=True)
 
 
 def main() -> None:

@@ -1,22 +1,17 @@
 """One contender of bench_ranks.py, in a process of its own: the peers have other packages, and memory is measured.
 
-Each line of standard input is a JSON object that names the files of embeddings and labels, how many threads to use, and
-what to do: "check" answers with the mean average precision over the whole gallery and the name of a file of the
-ranks it found, if it knows them; "time" with the CPU and wall seconds, "memory" with the MiB that a run adds.
+A check is answered with the mean average precision over the whole gallery, and the name of a file of the ranks it
+found, if it knows them.
 """
 
-import json
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from common import peak_growth, timed
+from contest import saved, serve
 from search_worker import bare_product, peers_dataset
 
 
@@ -74,25 +69,14 @@ CONTENDERS: dict[str, tuple[bool, Callable[[], TRun]]] = {
 }
 
 
+def answer(found: Found) -> dict[str, Any]:
+    if found.hits is None:
+        return {"map": found.map}
+    return {"map": found.map, "hits": saved("hits", torch.stack([found.hits.query, found.hits.rank]).numpy())}
+
+
 def main() -> None:
-    run, loaded = CONTENDERS[sys.argv[1]][1](), None
-    x = labels = torch.empty(0)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["embeddings"] != loaded:
-            loaded = request["embeddings"]
-            x, labels = torch.from_numpy(np.load(loaded)), torch.from_numpy(np.load(request["labels"]))
-        torch.set_num_threads(request["threads"])
-        if request["what"] == "check":
-            found = run(x, labels)
-            answer: Any = {"map": found.map}
-            if found.hits is not None:
-                answer["hits"] = str(Path(tempfile.mkdtemp()) / "hits.npy")
-                np.save(answer["hits"], torch.stack([found.hits.query, found.hits.rank]).numpy())
-        else:
-            do = timed if request["what"] == "time" else peak_growth
-            answer = do(lambda x=x, labels=labels: run(x, labels))
-        print(json.dumps(answer), flush=True)
+    serve(CONTENDERS[sys.argv[1]][1](), answer)
 
 
 if __name__ == "__main__":

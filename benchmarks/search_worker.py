@@ -1,22 +1,17 @@
 """One contender of bench_search.py, in a process of its own: the peers have other packages, and memory is measured.
 
-Each line of standard input is a JSON object that names a task, the files of embeddings and labels, how many threads to
-use, and what to do: "check" answers with the metrics and the name of a file of the ids it found, if it makes lists;
-"time" with the CPU and wall seconds, "memory" with the MiB that a run adds.
+A check is answered with the metrics, and the name of a file of the ids it found, if it makes lists.
 """
 
-import json
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common import peak_growth, timed
+from contest import saved, serve
 
 TOP_K = 10
 CMC, PRECISION, MAP = (1, 5), (5,), (5,)
@@ -164,25 +159,12 @@ CONTENDERS: dict[str, tuple[bool, str, Callable[[], TRun]]] = {
 }
 
 
+def answer(found: Found) -> dict[str, Any]:
+    return {"metrics": found.metrics} | ({} if found.ids is None else {"ids": saved("ids", found.ids)})
+
+
 def main() -> None:
-    run, loaded = CONTENDERS[sys.argv[1]][2](), None
-    x = labels = torch.empty(0)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["embeddings"] != loaded:
-            loaded = request["embeddings"]
-            x, labels = torch.from_numpy(np.load(loaded)), torch.from_numpy(np.load(request["labels"]))
-        torch.set_num_threads(request["threads"])
-        if request["what"] == "check":
-            metrics, ids = run(x, labels)
-            answer: Any = {"metrics": metrics}
-            if ids is not None:
-                answer["ids"] = str(Path(tempfile.mkdtemp()) / "ids.npy")
-                np.save(answer["ids"], ids)
-        else:
-            do = timed if request["what"] == "time" else peak_growth
-            answer = do(lambda x=x, labels=labels: run(x, labels))
-        print(json.dumps(answer), flush=True)
+    serve(CONTENDERS[sys.argv[1]][2](), answer)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,16 @@
 """One contender of bench_verification.py, in a process of its own: the peer has other packages, and memory is measured.
 
-Each line of standard input is a JSON object that names the files of embeddings and labels, how many threads to use,
-and what to do: "check" answers with the metrics, "time" with the CPU and wall seconds, "memory" with the MiB that a
-run adds.
+A check is answered with the metrics.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from common import peak_growth, timed
+from contest import serve
 from search_worker import bare_product, peers_dataset
 
 FMR = 0.01
@@ -70,16 +66,7 @@ CONTENDERS: dict[str, tuple[bool, bool, Callable[[], TRun]]] = {
 
 
 def main() -> None:
-    run, loaded = CONTENDERS[sys.argv[1]][2](), None
-    x = labels = torch.empty(0)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["embeddings"] != loaded:
-            loaded = request["embeddings"]
-            x, labels = torch.from_numpy(np.load(loaded)), torch.from_numpy(np.load(request["labels"]))
-        torch.set_num_threads(request["threads"])
-        do: Any = {"check": lambda f: f(), "time": timed, "memory": peak_growth}[request["what"]]
-        print(json.dumps(do(lambda x=x, labels=labels: run(x, labels))), flush=True)
+    serve(CONTENDERS[sys.argv[1]][2](), dict)
 
 
 if __name__ == "__main__":
