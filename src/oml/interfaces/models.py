@@ -38,3 +38,27 @@ class IExtractor(nn.Module, ABC):
                 f"there are: {', '.join(cls.pretrained_models) or 'none'}."
             )
         return cls(weights=weights, **cls.pretrained_models[weights]["init_args"])
+
+
+class IFreezable(ABC):
+    """A model whose backbone can be kept from learning for a while."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """From now on the backbone does not learn."""
+
+    @abstractmethod
+    def unfreeze(self) -> None:
+        """From now on the backbone learns."""
+
+
+class IPairwiseModel(nn.Module, ABC):
+    """A model that maps the pairs of two batches to distances of shape ``(batch,)``: the larger, the less alike."""
+
+    @abstractmethod
+    def forward(self, x1: Any, x2: Any) -> Tensor:
+        """Distances, or their logits, in training."""
+
+    @abstractmethod
+    def predict(self, x1: Any, x2: Any) -> Tensor:
+        """Distances at inference."""
