@@ -125,7 +125,7 @@ def test_what_is_below_the_limit_is_farther_after_rounding(distance: float, step
         assert (other.float() > known).item()
 
 
-def test_threads_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_give_the_same() -> None:
     x = vectors(200, 8, 1, 3, 0)
     one = all_blocks(PairBlocks(x, x, shape=(32, 64)))
     before = torch.get_num_threads()

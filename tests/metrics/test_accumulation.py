@@ -4,10 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.processes import run_processes
 
 from oml.metrics.accumulation import Accumulator
 
@@ -120,9 +119,7 @@ def test_a_batch_does_not_change_its_kind(later: Any) -> None:
     assert accumulator.storage["first"] == [1]
 
 
-def _process(rank: int, file: str, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def _process(rank: int, out: str) -> None:
     mine = filled(0, 3) if rank == 0 else filled(3, 8)
     synced = mine.sync()
     other = filled(0, 2)
@@ -133,12 +130,11 @@ def _process(rank: int, file: str, out: str) -> None:
     except ValueError as error:
         complaint = str(error)
     torch.save((synced, complaint), f"{out}/{rank}")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_processes_see_what_all_have_seen(tmp_path: Path) -> None:
-    mp.start_processes(_process, (str(tmp_path / "file"), str(tmp_path)), nprocs=2, start_method="spawn")
+    run_processes(_process, str(tmp_path), folder=tmp_path)
     for rank in (0, 1):
         synced, complaint = torch.load(tmp_path / str(rank), weights_only=False)
         assert_same(synced, filled(0, 8))

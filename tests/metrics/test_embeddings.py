@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.processes import run_processes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -521,21 +520,18 @@ def _part(rank: int, n_ranks: int) -> dict[str, Any]:
 ARGUMENTS: Any = {"categories_key": "categories", "extra_keys": ["paths"], "cmc_top_k": (1, 2), "verbose": False}
 
 
-def _process(rank: int, file: str, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def _process(rank: int, out: str) -> None:
     metric = EmbeddingMetricsDDP(**ARGUMENTS)
     part = _part(rank, 2)
     metric.setup(len(part["labels"]))
     metric.update_data(part)
     metric.sync()
     torch.save((metric.compute_metrics(), metric.acc.storage["paths"]), f"{out}/{rank}")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_processes_agree_with_one(tmp_path: Path) -> None:
-    mp.start_processes(_process, (str(tmp_path / "file"), str(tmp_path)), nprocs=2, start_method="spawn")
+    run_processes(_process, str(tmp_path), folder=tmp_path)
     alone = EmbeddingMetricsDDP(**ARGUMENTS)
     part = _part(0, 1)
     alone.setup(7)

@@ -1,15 +1,13 @@
 import copy
 import io
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.processes import run_processes
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from oml.miners.bank import Bank
 
@@ -148,8 +146,7 @@ def test_arguments(arguments: dict[str, int]) -> None:
         Bank(**arguments)
 
 
-def _rank(rank: int, port: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _rank(rank: int, folder: Path) -> None:
     bank, model = Bank(n_batches=3), nn.Linear(2, 2)
     whole = nn.parallel.DistributedDataParallel(nn.ModuleDict({"bank": bank, "model": model}))
     for step, size in enumerate([2, 2, 1 + rank, 3 - rank, 2 * rank]):
@@ -158,17 +155,11 @@ def _rank(rank: int, port: int, folder: Path) -> None:
     # DDP meets the buffers again: a second wrap sends those of the first rank to the others
     whole = nn.parallel.DistributedDataParallel(whole.module)
     torch.save(bank.contents(), folder / f"wrapped_{rank}.pt")
-    del whole
-    dist.barrier()  # or gloo may abort, if one rank is gone early
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_banks_of_two_processes_are_equal(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    spawn(_rank, args=(port, tmp_path), nprocs=2)
+    run_processes(_rank, tmp_path, folder=tmp_path)
     pushed = [0, 1, 10, 11, 100, 101, 110, 111, 200, 210, 211, 300, 301, 302, 310, 311, 410, 411]
     for rank in range(2):
         (embeddings, labels), capacity = torch.load(tmp_path / f"{rank}.pt")

@@ -1,6 +1,5 @@
 """A gradient cache is the extractor on the whole batch, as far as anyone can tell."""
 
-import os
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,9 +9,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from tests.processes import run_processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm
@@ -535,9 +533,6 @@ def test_a_step_of_training_under_lightning(tmp_path: Path) -> None:
 
 
 def _train_distributed(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
     x = items() + rank  # each process has its own
     results = []
     for model in (Net(), GradientCache(Net(), 3)):
@@ -549,12 +544,11 @@ def _train_distributed(rank: int, folder: str) -> None:
     alone = Net()
     loss(alone(x)).backward()
     torch.save([*results, gradients(alone)], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    mp.spawn(_train_distributed, (str(tmp_path),), nprocs=2)
+    run_processes(_train_distributed, str(tmp_path), folder=tmp_path)
     (plain, cached, first), (other_plain, other_cached, second) = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
     torch.testing.assert_close(cached, plain)
     torch.testing.assert_close(cached, other_cached)
