@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oml.functional import search
 from oml.functional.pair_blocks import Block, PairBlocks
-from oml.functional.search import Neighbours, exact_search
+from oml.functional.search import Neighbours, _fastest_product, exact_search
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -570,3 +570,16 @@ def test_memory_stays_within_the_budget() -> None:
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 16 + 8  # outputs, a few numbers per query, what the allocator keeps
+
+
+def test_the_product_is_taken_in_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(n: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.dtype:
+        x = torch.zeros(1, dim, dtype=dtype).expand(n, dim)
+        return _fastest_product(x, x, dtype)
+
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
+    assert chosen(2**14, 256) == torch.bfloat16
+    assert chosen(2**14 - 1, 256) == chosen(2**14, 255) == torch.float32
+    assert chosen(2**14, 256, torch.float64) == torch.float64
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
+    assert chosen(2**14, 256) == torch.float32
