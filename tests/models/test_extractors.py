@@ -8,7 +8,6 @@ from sklearn.datasets import load_sample_image
 
 from oml.models import TimmExtractor, ViTExtractor
 from oml.models.efficientnet_lite0 import packaged_efficientnet_lite0
-from oml.models.utils import select_state
 
 
 @torch.no_grad()
@@ -80,14 +79,3 @@ def test_vit_averages_over_scales(vit: ViTExtractor, rng: torch.Generator) -> No
     scaled = [images, *(F.interpolate(images, scale_factor=scale, mode="bilinear") for scale in (2**-0.5, 0.5))]
     assert [image.shape[-1] for image in scaled] == [64, 45, 32]
     torch.testing.assert_close(several(images), torch.stack([vit(image) for image in scaled]).mean(dim=0))
-
-
-def test_a_state_is_found_under_its_prefix() -> None:
-    one, two = torch.ones(1), torch.zeros(1)
-    checkpoint = {"a.norm.bias": one, "a.fc.norm.bias": two, "a.fc.bias": one, "criterion.bias": two, "bias": two}
-    assert select_state(checkpoint, ["norm.bias", "fc.norm.bias", "fc.bias"]) == {
-        "norm.bias": one, "fc.norm.bias": two, "fc.bias": one,
-    }  # fmt: skip
-    assert select_state(checkpoint, ["bias"]) == {"bias": two}
-    with pytest.raises(ValueError, match=r"lacks 1 of the 2 tensors that are needed, such as \['x.bias'\]"):
-        select_state(checkpoint, ["norm.bias", "x.bias"])

@@ -1,82 +1,428 @@
-"""Reading checkpoints. A checkpoint never runs code: tensors only."""
+"""Checkpoints: reading their tensors, whatever wraps them, and fitting them to a module. No code of theirs runs."""
 
-from collections.abc import Iterable, Mapping
+import builtins
+import logging
+import re
+import sys
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, NamedTuple, TypeVar
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from oml.models.zoo import ZOO, weights_path
+
 TStateDict = dict[str, Tensor]
+TModule = TypeVar("TModule", bound=nn.Module)
+
+logger = logging.getLogger(__name__)
+
+# What wrappers of torch put into the names of the modules within.
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+# Modules of Python whose objects are data. Files that name others, such as `os`, are meant to do harm.
+_HARMLESS = {
+    "_codecs", "argparse", "builtins", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum",
+    "fractions", "functools", "ipaddress", "logging", "numbers", "pathlib", "re", "string", "types", "typing", "uuid",
+}  # fmt: skip
+
+
+def check_images(owner: str, x: Any, channels: int = 3) -> None:
+    """Check that ``x`` is a batch of images as models take them: floating-point numbers of shape (B, C, H, W).
+
+    Args:
+        owner: who needs them, for the text of the error.
+        x: what came.
+        channels: of an image.
+
+    Raises:
+        TypeError: ``x`` is no tensor, or not of floating-point numbers.
+        ValueError: It has another shape.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner} needs a tensor of images, got {type(x).__name__}.")
+    shape = tuple(x.shape)
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{owner} needs images of normalised floating-point numbers, got {x.dtype} of shape {shape}: apply a "
+            "transform first, such as that of get_transforms_for_pretrained, which divides by 255 and normalises."
+        )
+    if len(shape) == 4 and shape[1] == channels:
+        return
+    if len(shape) == 3:
+        hint = ": one image without a batch; use x[None]"
+    elif len(shape) == 4 and shape[3] == channels:
+        hint = ": channels are last; use x.permute(0, 3, 1, 2)"
+    else:
+        hint = ""
+    raise ValueError(f"{owner} needs images of shape (batch, {channels}, height, width), got {shape}{hint}.")
+
+
+def whole_patches(owner: str, x: Tensor, patch: int) -> Tensor:
+    """Images without the pixels beyond the last whole patch, right and below.
+
+    Raises:
+        ValueError: There is not a single patch.
+    """
+    height, width = (side // patch * patch for side in x.shape[-2:])
+    if not height or not width:
+        raise ValueError(
+            f"{owner} needs images of at least one patch, {patch} x {patch} pixels at each scale, got {tuple(x.shape)}."
+        )
+    return x if x.shape[-2:] == (height, width) else x[..., :height, :width]
+
+
+def build(
+    constructor: Callable[[], TModule],
+    weights: Path | str | None,
+    translate: Callable[[TStateDict], TStateDict] | None = None,
+) -> TModule:
+    """A module with the given weights, or with random ones if ``weights`` is ``None``.
+
+    With weights no random ones are drawn before, which would take longer than to read the file.
+
+    Args:
+        constructor: makes the module; all its parameters and buffers are part of its ``state_dict``.
+        weights: see :func:`load_weights`.
+        translate: see :func:`load_weights`.
+    """
+    if weights is None:
+        return constructor()
+    with torch.device("meta"):
+        module = constructor()
+    load_weights(module, weights, translate=translate)
+    return module
+
+
+def load_weights(
+    module: nn.Module, weights: Path | str, *, translate: Callable[[TStateDict], TStateDict] | None = None
+) -> None:
+    """Load a checkpoint into ``module``: all its tensors must be there, with their shapes, under some common prefix.
+
+    A training run saves an extractor's ``norm.weight`` as ``model.model.norm.weight``, say, beside the weights of a
+    loss. What is not under the prefix is left behind, and so are modules beside those of ``module``, such as a
+    classifier that it does not have. But further tensors within its own modules, such as a 13th block, are an error.
+    Parameters keep their type: half-precision weights become float32.
+
+    Args:
+        module: parameters on the meta device become those that were read.
+        weights: a name out of the zoo, which is downloaded, or the path of a file.
+        translate: makes the module's names and tensors out of those of another format, whatever their prefix. It is
+            tried if the file does not fit as it is. By default that of the first submodule with a method ``translate``.
+
+    Raises:
+        FileNotFoundError: There is no such file, nor such a name in the zoo.
+        ValueError: The file cannot be read, see :func:`read_checkpoint`, or is of another architecture. Says which
+            tensors are missing, unexpected or of other shapes, and of which architecture they look.
+    """
+    path = weights_path(weights)
+    checkpoint = read_checkpoint(path)
+    needed = module.state_dict()
+    translate = translate or next((part.translate for part in module.modules() if hasattr(part, "translate")), None)  # pyright: ignore[reportAssignmentType]
+    fit = _fit(checkpoint, needed)
+    if fit.problems and translate is not None:
+        fit = min(fit, _fit(translate(checkpoint), needed), key=lambda one: one.problems)
+    if fit.problems:
+        raise ValueError(_misfit(path, module, fit, checkpoint))
+    del checkpoint  # of which tensors that are not needed may go
+    on_meta = any(tensor.is_meta for tensor in needed.values())
+    module.load_state_dict(
+        {name: _own(tensor, needed[name].dtype) if on_meta else tensor for name, tensor in fit.state.items()},
+        assign=on_meta,
+    )
 
 
 def read_checkpoint(path: Path | str) -> TStateDict:
-    """The tensors of a checkpoint file, by name: safetensors, or torch's own format, loaded with ``weights_only``.
+    """The tensors of a checkpoint file by name.
 
-    A Lightning checkpoint, or any that keeps its tensors under the key ``state_dict``, gives these tensors.
+    Reads safetensors; torch's own format, bare or under the key ``state_dict`` or ``model``, from a Lightning
+    checkpoint with all that it holds besides; and TorchScript archives, of which the tensors alone are read.
+    Nothing that is not a tensor or plain data comes to life: the unpickler is that of ``weights_only=True``,
+    and instances of classes that it does not know become empty objects.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, holds more than tensors and plain values, or no named tensors.
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, would run code, or holds no named tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else _load(path)
     except Exception as error:  # on foreign bytes, readers raise whatever they stumble over
         raise ValueError(
             f"{str(path)!r} is no checkpoint of tensors alone: it is of another format, damaged, or holds objects "
-            "that would run code when loaded. Save the state_dict of the model."
+            f"that would run code when loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
+            "Save the state_dict of the model: torch.save(model.state_dict(), path)."
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"The checkpoint {str(path)!r} holds no named tensors, neither bare nor under 'state_dict'.")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if isinstance(content, _StandIn):
+        content = dict(_tensors(content, ""))
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = {name: tensor for name, tensor in _items(content) if isinstance(tensor, Tensor)}
+    if not state:
+        raise ValueError(
+            f"The checkpoint {str(path)!r} holds no named tensors, neither bare nor under 'state_dict'. "
+            "Save the state_dict of the model: torch.save(model.state_dict(), path)."
+        )
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
 
 
-def select_state(checkpoint: Mapping[str, Tensor], needed: Iterable[str]) -> TStateDict:
-    """Those tensors of a checkpoint that a module needs, whatever prefix they carry there.
+def _items(content: Any) -> Iterable[tuple[str, Any]]:
+    return content.items() if isinstance(content, Mapping) else ()
 
-    A training run saves an extractor's ``norm.weight`` as ``model.model.norm.weight``, say, beside weights of a
-    loss: the prefix under which all needed names are found is the one that counts, and the rest is left behind.
+
+class _StandIn(list):
+    """Takes the place of an instance of any class in a pickle: keeps what it was given, and does nothing."""
+
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    state: Any = None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _load(path: Path) -> Any:
+    """The content of a file of ``torch.save`` or ``torch.jit.save``, with stand-ins for what is not plain."""
+    file = _without_code(path) if _is_torchscript(path) else path
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        if not is_zipfile(path):
+            raise
+    _rewind(file)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    if harmful := sorted(name for name in names if _is_harmful(name)):
+        raise UnpicklingError(f"it calls {', '.join(harmful)}")
+    _rewind(file)
+    stand_ins = [(OrderedDict if _is_dict(name) else _StandIn, name) for name in names]
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _rewind(file: Path | IO[bytes]) -> None:
+    if not isinstance(file, Path):
+        file.seek(0)
+
+
+def _is_harmful(name: str) -> bool:
+    module, _, rest = name.partition(".")
+    if module == "builtins":
+        return not isinstance(getattr(builtins, rest, None), type)
+    return module in sys.stdlib_module_names and module not in _HARMLESS
+
+
+def _is_dict(name: str) -> bool:
+    """Whether instances have items, which the unpickler sets in dictionaries only."""
+    return name in ("builtins.dict", "collections.defaultdict") or name.endswith(".AttributeDict")
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _without_code(path: Path) -> BytesIO:
+    """A TorchScript archive as a file of ``torch.save``: ``torch.jit.load`` would compile, and could run, its code."""
+    copy = BytesIO()
+    with ZipFile(path) as archive, ZipFile(copy, "w") as target:
+        for entry in archive.infolist():
+            if "/code/" not in entry.filename and not entry.filename.endswith("/constants.pkl"):
+                target.writestr(entry, archive.read(entry))
+    copy.seek(0)
+    return copy
+
+
+def _tensors(module: _StandIn, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a scripted module, whose state are its attributes."""
+    for name, value in _items(module.state):
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _StandIn):
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+class _Fit(NamedTuple):
+    """The tensors that a module needs, as far as a checkpoint has them, and the names of those that do not fit."""
+
+    state: TStateDict
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]
+    others: list[str]
+
+    @property
+    def problems(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+
+def _fit(checkpoint: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> _Fit:
+    """The tensors of a checkpoint under that prefix where they fit a module best."""
+    prefixes = defaultdict(list)  # of each name that ends names of the checkpoint: what precedes it there
+    for key in checkpoint:
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", key))):
+            prefixes[key[start:]].append(key[:start])
+    scores: Counter[str] = Counter()
+    for name, tensor in needed.items():
+        for prefix in prefixes.get(name, ()):
+            scores[prefix] += 2 if checkpoint[prefix + name].shape == tensor.shape else 1
+    # MoCo's encoder of keys follows, with its momentum, that of queries, which is the one to use
+    best = max(scores, key=lambda prefix: (scores[prefix], "encoder_k." not in prefix, -len(prefix)), default="")
+
+    state = {name: checkpoint[best + name] for name in needed if best + name in checkpoint}
+    missing = [name for name in needed if name not in state]
+    # counters that only a module without momentum reads; old checkpoints have none
+    for name in [name for name in missing if name.endswith("num_batches_tracked")]:
+        state[name] = torch.zeros_like(needed[name], device="cpu")
+        missing.remove(name)
+    others = [key.removeprefix(best) for key in checkpoint if key.startswith(best) and key[len(best) :] not in needed]
+    parts = {name.partition(".")[0] for name in needed}
+    return _Fit(
+        state=state,
+        missing=missing,
+        unexpected=[name for name in others if name.partition(".")[0] in parts],
+        misshaped=[name for name, tensor in state.items() if tensor.shape != needed[name].shape],
+        others=others,
+    )
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in memory that is its own, for it becomes a parameter."""
+    tensor = tensor.to(dtype).contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _misfit(path: Path, module: nn.Module, fit: _Fit, checkpoint: TStateDict) -> str:
+    """What is wrong with a checkpoint of another architecture."""
+    needed = module.state_dict()
+    facts = []
+    if fit.missing:
+        facts.append(f"lacks {len(fit.missing)} of the {len(needed)} tensors that are needed, first {fit.missing[:3]}")
+    if names := fit.unexpected or (fit.others if fit.missing else []):
+        facts.append(f"has {len(names)} that are not, first {names[:3]}")
+    if fit.misshaped:
+        shapes = [
+            f"{name} {tuple(fit.state[name].shape)} instead of {tuple(needed[name].shape)}"
+            for name in fit.misshaped[:3]
+        ]
+        facts.append(f"has {len(fit.misshaped)} of other shapes, first {', '.join(shapes)}")
+    guess = _guess(checkpoint)
+    looks = f"It looks like weights of {guess}." if guess else "Is it of another architecture?"
+    return f"The checkpoint {str(path)!r} does not fit {type(module).__name__}: it {'; '.join(facts)}. {looks}"
+
+
+def _guess(checkpoint: TStateDict) -> str | None:
+    """The architecture, of all that we know, that a checkpoint fits, but for one in ten tensors."""
+    best, least = None, 0.1
+    for name, constructor in _known():
+        with torch.device("meta"):
+            module = constructor()
+        needed = module.state_dict()
+        forms = [checkpoint, module.translate(checkpoint)] if hasattr(module, "translate") else [checkpoint]  # pyright: ignore[reportCallIssue]
+        share = min(_fit(form, needed).problems for form in forms) / len(needed)
+        if share < least:
+            best, least = name, share
+        if not share:
+            break
+    return best
+
+
+def _known() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """The architectures of our extractors and of timm's entries in the zoo, with what makes them."""
+    import timm
+
+    from oml import models  # which imports this module
+
+    for extractor in (getattr(models, name) for name in models.__all__):
+        for arch, constructor in getattr(extractor, "constructors", {}).items():
+            yield f"{extractor.__name__}(arch={arch!r})", constructor
+    for arch in {entry.init_args["arch"]: None for entry in ZOO.values() if entry.extractor == "TimmExtractor"}:
+        yield f"TimmExtractor(arch={arch!r})", partial(timm.create_model, arch, num_classes=0)
+
+
+def find_prefix_in_state_dict(state_dict: Mapping[str, Any], trial_key: str) -> str:
+    """What precedes ``trial_key`` in the first name that contains it.
 
     Raises:
-        ValueError: if no prefix has them all; the text names what the closest one lacks.
+        IndexError: No name contains it.
 
     Example:
-        >>> select_state({"model.fc.bias": torch.ones(1), "criterion.weight": torch.zeros(1)}, ["fc.bias"])
-        {'fc.bias': tensor([1.])}
+        >>> find_prefix_in_state_dict({"criterion.weight": 0, "model.norm.bias": 1}, "norm.bias")
+        'model.'
     """
-    needed = list(needed)
-    # a name could end like another one, so the one that the fewest names of the checkpoint end with decides
-    ends = {name: [key for key in checkpoint if key == name or key.endswith(f".{name}")] for name in needed}
-    rarest = min(needed, key=lambda name: len(ends[name]) or len(checkpoint) + 1)
-    prefixes = [key.removesuffix(rarest) for key in ends[rarest]] or [""]
-    missing = {prefix: [name for name in needed if prefix + name not in checkpoint] for prefix in prefixes}
-    best = min(missing, key=lambda prefix: (len(missing[prefix]), len(prefix)))
-    if lacking := missing[best]:
-        raise ValueError(
-            f"The checkpoint lacks {len(lacking)} of the {len(needed)} tensors that are needed, such as {lacking[:3]}; "
-            f"it has {len(checkpoint)}, such as {list(checkpoint)[:3]}. Is it of another architecture?"
-        )
-    return {name: checkpoint[best + name] for name in needed}
+    for name in state_dict:
+        if trial_key in name:
+            return name[: name.index(trial_key)]
+    raise IndexError(f"No name of the state dict contains {trial_key!r}; the first are {list(state_dict)[:3]}.")
 
 
-def load_weights(module: nn.Module, path: Path | str) -> None:
-    """Load a checkpoint file into ``module``: every tensor of the module must be there with its shape.
+def remove_prefix_from_state_dict(state_dict: dict[str, Any], trial_key: str) -> dict[str, Any]:
+    """Strip the prefix of ``trial_key`` from all names, in place, and drop those without it; see also load_weights.
 
-    Raises:
-        FileNotFoundError, ValueError: see :func:`read_checkpoint` and :func:`select_state`.
+    Example:
+        >>> remove_prefix_from_state_dict({"criterion.weight": 0, "model.norm.bias": 1}, "norm.bias")
+        {'norm.bias': 1}
     """
-    needed = module.state_dict()
-    state = select_state(read_checkpoint(path), needed)
-    if bad := [name for name, tensor in state.items() if tensor.shape != needed[name].shape]:
-        name = bad[0]
-        raise ValueError(
-            f"{len(bad)} tensors of the checkpoint {str(path)!r} have another shape, such as {name}: "
-            f"{tuple(state[name].shape)} there, {tuple(needed[name].shape)} here. Is it of another architecture?"
-        )
-    module.load_state_dict(state)
+    if prefix := find_prefix_in_state_dict(state_dict, trial_key):
+        logger.info("The prefix %r is removed from names of tensors.", prefix)
+        kept = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        state_dict.clear()
+        state_dict.update(kept)
+    return state_dict
+
+
+def filter_state_dict(state_dict: dict[str, Any], needed_keys: Iterable[str]) -> dict[str, Any]:
+    """Drop all other names, in place.
+
+    Example:
+        >>> filter_state_dict({"norm.bias": 1, "fc.bias": 0}, ["norm.bias"])
+        {'norm.bias': 1}
+    """
+    for name in state_dict.keys() - set(needed_keys):
+        del state_dict[name]
+    return state_dict
+
+
+def patch_device_and_float(module: nn.Module, device: str = "cuda") -> None:
+    """:func:`patch_device` and :func:`patch_float`."""
+    patch_device(module, device)
+    patch_float(module)
+
+
+def patch_device(module: nn.Module, device: str = "cuda") -> None:
+    """Let a TorchScript module compute on ``device``, where its code names another; its tensors stay where they are."""
+    for graph in _graphs(module):
+        for node in graph.findAllNodes("prim::Constant"):
+            if node.output().type().kind() == "DeviceObjType":
+                node.s_("value", device)
+
+
+def patch_float(module: nn.Module) -> None:
+    """Let a TorchScript module convert to float32 where its code says half; its tensors keep their types."""
+    half, full = 5, 6  # TorchScript's numbers of the types
+    for graph in _graphs(module):
+        for node in graph.findAllNodes("aten::to"):
+            for i, value in enumerate(node.inputs()):
+                if value.type().kind() == "IntType" and value.toIValue() == half:
+                    graph.setInsertPoint(node)
+                    node.replaceInput(i, graph.insertConstant(full))
+
+
+def _graphs(module: nn.Module) -> Iterator[Any]:
+    """The code of all methods of a TorchScript module and of those within."""
+    for part in module.modules():
+        for name in getattr(getattr(part, "_c", None), "_method_names", list)():
+            yield part._c._get_method(name).graph  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
