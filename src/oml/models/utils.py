@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,14 @@ TModule = TypeVar("TModule", bound=nn.Module)
 
 logger = logging.getLogger(__name__)
 
+#: arguments of timm's ``VisionTransformer`` for the sizes tiny, small, base and large
+VIT_SIZES: dict[str, dict[str, Any]] = {
+    "t": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "l": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+
 # What wrappers of torch put into the names of the modules within.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -32,6 +41,19 @@ _HARMLESS = {
     "_codecs", "argparse", "builtins", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum",
     "fractions", "functools", "ipaddress", "logging", "numbers", "pathlib", "re", "string", "types", "typing", "uuid",
 }  # fmt: skip
+
+
+def unknown_arch(owner: str, arch: str, known: Iterable[str]) -> str:
+    """The text of an error about an architecture that there is not.
+
+    Example:
+        >>> unknown_arch("ViTExtractor", "vits17", ["vits8", "vits16"])
+        "ViTExtractor has no architecture 'vits17', did you mean 'vits16'? There are vits8, vits16."
+    """
+    known = list(known)
+    near = get_close_matches(str(arch), known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ";"
+    return f"{owner} has no architecture {arch!r}{hint} {'There' if near else 'there'} are {', '.join(known)}."
 
 
 def check_images(owner: str, x: Any, channels: int = 3) -> None:

@@ -1,57 +1,96 @@
-"""The ViTs of DINO (Caron et al. 2021), on timm's vision transformer."""
+"""The vision transformers of DINO, on timm's."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from oml.functional.distances import normalise
 from oml.interfaces.models import IExtractor
-from oml.models.utils import load_weights
+from oml.models.utils import VIT_SIZES, build, check_images, unknown_arch, whole_patches
+from oml.models.zoo import pretrained_models_of
 
 
-def _vit(size: str, patch: int) -> nn.Module:
-    return timm.create_model(f"vit_{size}_patch{patch}_224", num_classes=0, dynamic_img_size=True)
+class _DINOTransformer(VisionTransformer):
+    """timm's vision transformer with DINO's interpolation of position embeddings, which differs from timm's."""
+
+    def __init__(self, size: str, patch: int) -> None:
+        super().__init__(patch_size=patch, num_classes=0, dynamic_img_size=True, **VIT_SIZES[size])
+        assert self.cls_token is not None
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        assert self.cls_token is not None
+        batch, height, width, dim = x.shape
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.view(batch, -1, dim)], dim=1)
+        return self.pos_drop(tokens + self._positions(height, width))
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """The position embeddings of a grid of patches; :class:`ViTExtractor` has the formula."""
+        assert self.pos_embed is not None
+        grid = self.patch_embed.grid_size
+        if (height, width) == grid:
+            return self.pos_embed
+        token, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        # not all devices have a bicubic kernel for half precision
+        patches = patches.float().unflatten(1, grid).permute(0, 3, 1, 2)
+        scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
+        patches = F.interpolate(patches, scale_factor=scale, mode="bicubic").flatten(2).transpose(1, 2)
+        return torch.cat([token, patches.to(token.dtype)], dim=1)
 
 
 class ViTExtractor(IExtractor):
-    """Vision transformer; the embedding is the class token after the last norm.
+    """Vision transformer, as DINO trains it; the embedding is the class token after the last norm.
 
-    Takes images of any size with at least one patch: position embeddings are interpolated, and pixels beyond the
-    last whole patch, right and below, are left out.
+    Takes images of any size with at least one patch. Position embeddings, learnt for a grid of N = n x n patches of an
+    image of 224 x 224 pixels, are interpolated bicubically as DINO does: by the scales (height + 0.1) / n and
+    (width + 0.1) / n, where height and width count patches. Pixels beyond the last whole patch, right and below, are
+    left out.
+
+    Sources: Dosovitskiy et al. 2021, "An image is worth 16x16 words: transformers for image recognition at scale";
+    Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (DINO).
 
     Args:
-        weights: ``None`` for random weights, or the path of a checkpoint.
-        arch: ``vits8``, ``vits16``, ``vitb8`` or ``vitb16``: small (384 numbers an embedding) or base (768), and
-            the side of a patch.
+        weights: ``None`` for random weights, a name out of ``pretrained_models``, or the path of a checkpoint with
+            the names of timm and DINO, under whatever prefix.
+        arch: ``vit``, a letter for the size and the side of a patch: of ``t`` (tiny, embeddings of 192 numbers),
+            ``s`` (small, 384), ``b`` (base, 768) and ``l`` (large, 1024), and 8, 14, 16 and 32 pixels; ``vits16``, say.
         normalise_features: whether embeddings are scaled to unit length.
-        use_multi_scale: average the embeddings at the scales 1, 1/sqrt(2) and 1/2.
+        use_multi_scale: average the embeddings of the image at the scales 1, 1/sqrt(2) and 1/2, resized bilinearly.
+
+    Attributes:
+        model: timm's module, whose ``set_grad_checkpointing()`` trades time for memory in training.
+
+    Raises:
+        ValueError: There is no such architecture, or the checkpoint is of another one.
+        FileNotFoundError: There is no such file, nor such a name in the zoo.
+
+    Example:
+        >>> extractor = ViTExtractor(None, "vits16", normalise_features=True)
+        >>> extractor(torch.randn(2, 3, 32, 48)).shape
+        torch.Size([2, 384])
     """
 
     constructors: ClassVar[dict[str, Callable[[], nn.Module]]] = {
-        "vits8": partial(_vit, "small", 8),
-        "vits16": partial(_vit, "small", 16),
-        "vitb8": partial(_vit, "base", 8),
-        "vitb16": partial(_vit, "base", 16),
+        f"vit{size}{patch}": partial(_DINOTransformer, size, patch) for size in VIT_SIZES for patch in (8, 14, 16, 32)
     }
+    pretrained_models: ClassVar[dict[str, dict[str, Any]]] = pretrained_models_of("ViTExtractor")
 
     def __init__(
         self, weights: Path | str | None, arch: str, normalise_features: bool, use_multi_scale: bool = False
     ) -> None:
         super().__init__()
         if arch not in self.constructors:
-            raise ValueError(f"ViTExtractor has no architecture {arch!r}; there are {', '.join(self.constructors)}.")
-        self.model = self.constructors[arch]()
-        if weights is not None:
-            load_weights(self.model, weights)
+            raise ValueError(unknown_arch("ViTExtractor", arch, self.constructors))
+        self.model = build(self.constructors[arch], weights)
         self.arch = arch
-        self.patch_size = int(arch.removeprefix("vits").removeprefix("vitb"))
+        self.patch_size = int(arch[len("vits") :])
         self.normalise_features = normalise_features
         self.mscale = use_multi_scale
 
@@ -61,7 +100,12 @@ class ViTExtractor(IExtractor):
         return int(self.model.num_features)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
-        """Embeddings of normalised images."""
+        """Embeddings of normalised images.
+
+        Raises:
+            TypeError, ValueError: if these are no images, or smaller than a patch.
+        """
+        check_images("ViTExtractor", x)
         if self.mscale:
             scales = (1.0, 2**-0.5, 0.5)
             embeddings = torch.stack([self._embed(_scaled(x, scale)) for scale in scales]).mean(dim=0)
@@ -70,13 +114,7 @@ class ViTExtractor(IExtractor):
         return normalise(embeddings) if self.normalise_features else embeddings
 
     def _embed(self, x: Tensor) -> Tensor:
-        height, width = (side // self.patch_size * self.patch_size for side in x.shape[-2:])
-        if not height or not width:
-            raise ValueError(
-                f"ViTExtractor({self.arch}) needs images of at least one patch, {self.patch_size} x {self.patch_size} "
-                f"pixels at each scale, got {tuple(x.shape)}."
-            )
-        return self.model(x[..., :height, :width])
+        return self.model(whole_patches(f"ViTExtractor({self.arch})", x, self.patch_size))
 
 
 def _scaled(x: Tensor, scale: float) -> Tensor:
