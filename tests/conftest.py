@@ -1,10 +1,13 @@
 """Fixtures that many tests share."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tests.web import WebServer
 
 # before anything imports oml: caches of the person who runs the tests are neither read nor filled
 os.environ["XDG_CACHE_HOME"] = "/nonexistent/oml-tests-must-name-their-folders"
@@ -28,3 +31,31 @@ def mock_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mock") / "mock_dataset"
     download_mock_dataset(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def _web_server() -> Iterator[WebServer]:
+    server = WebServer()
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
+    with pytest.MonkeyPatch.context() as patch, server.http:
+        patch.setenv("no_proxy", "127.0.0.1")
+        thread.start()
+        yield server
+        server.http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def web(_web_server: WebServer) -> WebServer:
+    """A web server on this machine, with nothing to answer yet."""
+    _web_server.answers.clear()
+    _web_server.requests.clear()
+    _web_server.sent.clear()
+    return _web_server
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, not made yet, in place of the one in which checkpoints are kept."""
+    monkeypatch.setattr("oml.utils.io.CKPT_SAVE_ROOT", tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
