@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import NamedTuple
@@ -49,8 +50,10 @@ class WebServer:
                 number = len(server.sent)
                 server.sent.append(0)
                 for begin in range(0, stop, PIECE):
-                    self.wfile.write(content[begin : min(begin + PIECE, stop)])
-                    server.sent[number] += min(begin + PIECE, stop) - begin
+                    piece = content[begin : min(begin + PIECE, stop)]
+                    server.sent[number] += len(piece)
+                    with suppress(ConnectionError):  # of a client that wants no more
+                        self.wfile.write(piece)
                     time.sleep(pause)
 
             def answer(self) -> tuple[bytes, int, float]:
