@@ -2,7 +2,7 @@
 
 from oml.registry.losses import LOSSES_REGISTRY
 from oml.registry.miners import MINERS_REGISTRY
-from oml.registry.models import EXTRACTORS_REGISTRY
+from oml.registry.models import EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY
 from oml.registry.optimizers import OPTIMIZERS_REGISTRY
 from oml.registry.samplers import SAMPLERS_REGISTRY
 from oml.registry.transforms import TRANSFORMS_REGISTRY
@@ -13,6 +13,7 @@ REGISTRIES = {
     "extractor": EXTRACTORS_REGISTRY,
     "miner": MINERS_REGISTRY,
     "optimizer": OPTIMIZERS_REGISTRY,
+    "pairwise_model": PAIRWISE_MODELS_REGISTRY,
     "sampler": SAMPLERS_REGISTRY,
     "transforms": TRANSFORMS_REGISTRY,
 }
@@ -22,6 +23,7 @@ __all__ = [
     "LOSSES_REGISTRY",
     "MINERS_REGISTRY",
     "OPTIMIZERS_REGISTRY",
+    "PAIRWISE_MODELS_REGISTRY",
     "REGISTRIES",
     "SAMPLERS_REGISTRY",
     "TRANSFORMS_REGISTRY",
