@@ -24,6 +24,12 @@ def resnet50_projector() -> ResNet:
     return model
 
 
+def _torchvision_resnets() -> dict[str, Callable[[], ResNet]]:
+    names = torchvision.models.list_models(torchvision.models)
+    constructors = {name: getattr(torchvision.models, name) for name in names}
+    return {name: one for name, one in constructors.items() if one.__module__ == ResNet.__module__}
+
+
 class ResnetExtractor(IExtractor):
     """A ResNet of torchvision; takes images of any size. See :class:`TimmExtractor` for other convolutional networks.
 
@@ -50,10 +56,7 @@ class ResnetExtractor(IExtractor):
     """
 
     constructors: ClassVar[dict[str, Callable[[], ResNet]]] = {
-        **{
-            name: getattr(torchvision.models, name)
-            for name in torchvision.models.list_models(torchvision.models.resnet)
-        },
+        **_torchvision_resnets(),
         "resnet50_projector": resnet50_projector,
     }
     pretrained_models: ClassVar[dict[str, dict[str, Any]]] = pretrained_models_of("ResnetExtractor")
