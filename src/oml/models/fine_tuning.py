@@ -140,7 +140,7 @@ def freeze_below(model: nn.Module, n_layers: int | None) -> list[nn.Module]:
         >>> extractor = TimmExtractor(None, arch="resnet18")
         >>> norms = freeze_below(extractor, n_layers=1)
         >>> {name.split(".")[1] for name, p in extractor.named_parameters() if p.requires_grad}, len(norms)
-        ({'layer4'}, 17)
+        ({'layer4'}, 18)
     """
     if n_layers is None:
         return []

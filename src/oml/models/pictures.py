@@ -183,9 +183,9 @@ class SimilarityMap(NamedTuple):
         """The up to ``n`` most similar pairs of cells of which each is the other's nearest, the most similar first.
 
         Example:
-            >>> SimilarityMap(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), (1, 2), (1, 2)).mutual_neighbours(5)
-            tensor([[0, 0],
-                    [1, 1]])
+            >>> SimilarityMap(torch.tensor([[0.5, 0.1], [0.3, 0.9]]), (1, 2), (1, 2)).mutual_neighbours(5)
+            tensor([[1, 1],
+                    [0, 0]])
         """
         nearest = self.similarities.argmax(dim=1)
         queries = torch.arange(len(nearest), device=nearest.device)
@@ -194,7 +194,11 @@ class SimilarityMap(NamedTuple):
         return torch.stack([mutual[best], nearest[mutual[best]]], dim=1)
 
 
-def similarity_map(extractor: nn.Module, query: Images, gallery: Images) -> SimilarityMap:
+def similarity_map(
+    extractor: nn.Module,
+    query: Float[Tensor, "1 channel query_height query_width"],
+    gallery: Float[Tensor, "1 channel gallery_height gallery_width"],
+) -> SimilarityMap:
     """Which parts of one image an extractor finds alike to which parts of another one.
 
     Compared are the tokens of patches after the last norm of a ViT, or the cells of the last feature map of a CNN.
@@ -385,7 +389,7 @@ class _Attention(TorchFunctionMode):
         super().__init__()
         self.weights: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
@@ -488,7 +492,7 @@ def _fitted(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _is_channels_last(model: nn.Module) -> bool:
-    return str(getattr(find_backbone(model)[1], "output_fmt", "NCHW")) == "NHWC"
+    return any(str(getattr(module, "output_fmt", "NCHW")) == "NHWC" for module in model.modules())
 
 
 def _last_feature_map(model: nn.Module, images: Tensor) -> nn.Module:
