@@ -80,6 +80,33 @@ class Normalise(v2.Transform):
         return f"mean={self.mean}, std={self.std}"
 
 
+class _ResizeInProportion(v2.Transform):
+    """Resized to cover (height, width), or to fit in."""
+
+    def __init__(self, size: Sequence[int], interpolation: v2.InterpolationMode, fit_in: bool) -> None:
+        super().__init__()
+        self.size, self.interpolation, self.fit_in = size, interpolation, fit_in
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ARG002 (the signature of v2)
+        ratios = [side / target for side, target in zip(inpt.shape[-2:], self.size, strict=True)]
+        ratio = max(ratios) if self.fit_in else min(ratios)
+        size = [round(side / ratio) for side in inpt.shape[-2:]]
+        return v2.functional.resize(inpt, size, interpolation=self.interpolation, antialias=True)
+
+
+class _FillUp(v2.Transform):
+    """Sides that are shorter than (height, width) filled up equally with a colour."""
+
+    def __init__(self, size: Sequence[int], colour: list[int]) -> None:
+        super().__init__()
+        self.size, self.colour = size, colour
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ARG002 (the signature of v2)
+        missing = [max(target - side, 0) for side, target in zip(inpt.shape[-2:], self.size, strict=True)]
+        (top, bottom), (left, right) = ((side // 2, (side + 1) // 2) for side in missing)
+        return v2.functional.pad(inpt, [left, top, right, bottom], fill=self.colour)  # pyright: ignore[reportArgumentType]
+
+
 def get_normalisation_torch(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
     """Normalised by channel; the size stays."""
     return _compose([], mean, std)
@@ -106,6 +133,51 @@ def get_normalisation_resize_hypvit(
 def get_transforms_unicom(im_size: int) -> v2.Compose:
     """The shorter side resized to ``im_size`` pixels (bicubic), the square in the centre; normalised as for CLIP."""
     return _compose([*_centre(im_size, im_size)], MEAN_CLIP, STD_CLIP)
+
+
+def get_normalisation_resize_timm(
+    im_size: int | Sequence[int] = 224,
+    crop_pct: int | float = 0.875,
+    crop_mode: str = "center",
+    interpolation: str = "bicubic",
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> v2.Compose:
+    """As timm evaluates: resized to ``im_size / crop_pct`` pixels, what is in the centre cropped; normalised.
+
+    The arguments are those of timm's configuration of pretrained weights; :func:`oml.registry.transforms.
+    get_transforms_for_pretrained` takes them from there. Agrees with ``timm.data.create_transform`` but for the
+    rounding of resized pixels.
+
+    Args:
+        im_size: side of the square that comes out, or (height, width).
+        crop_pct: share of the resized sides that the crop keeps, above 0 and up to 1.
+        crop_mode: ``center`` resizes the shorter side and cuts off what protrudes; ``squash`` resizes both, whatever
+            the proportions; ``border`` resizes the longer side and fills up with the colour of ``mean``.
+        interpolation: of resizing: ``bicubic``, ``bilinear``, ``nearest`` ...
+        mean, std: see :class:`Normalise`.
+
+    Raises:
+        ValueError: if an argument is none of these.
+    """
+    height, width = (im_size, im_size) if isinstance(im_size, int) else im_size
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct needs to be above 0 and at most 1, got {crop_pct}.")
+    if interpolation not in (modes := [mode.value for mode in v2.InterpolationMode]):
+        raise ValueError(f"There is no interpolation {interpolation!r}; there are {', '.join(modes)}.")
+    larger, mode = [int(height / crop_pct), int(width / crop_pct)], v2.InterpolationMode(interpolation)
+    if crop_mode == "squash":
+        steps = [v2.Resize(larger, interpolation=mode, antialias=True)]
+    elif crop_mode == "center" and height == width:
+        steps = [v2.Resize(larger[0], interpolation=mode, antialias=True)]
+    elif crop_mode == "center":
+        steps = [_ResizeInProportion(larger, mode, fit_in=False)]
+    elif crop_mode == "border":
+        colour = [round(255 * value) for value in mean]
+        steps = [_ResizeInProportion(larger, mode, fit_in=True), _FillUp([height, width], colour)]
+    else:
+        raise ValueError(f"There is no crop_mode {crop_mode!r}; there are center, squash, border.")
+    return _compose([*steps, v2.CenterCrop([height, width])], mean, std)
 
 
 def get_augs_torch(im_size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
