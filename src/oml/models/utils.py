@@ -4,6 +4,7 @@ import builtins
 import logging
 import re
 import sys
+from _compat_pickle import IMPORT_MAPPING
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -32,6 +33,12 @@ VIT_SIZES: dict[str, dict[str, Any]] = {
     "b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "l": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+
+#: sides of the patches that vision transformers have, in pixels
+PATCHES = {8, 14, 16, 32}
+
+# Ends of names of classes, such as Lightning's, whose instances have items.
+_DICTIONARIES = ("collections.defaultdict", ".AttributeDict")
 
 # What wrappers of torch put into the names of the modules within.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -181,7 +188,7 @@ def read_checkpoint(path: Path | str) -> TStateDict:
     except Exception as error:  # on foreign bytes, readers raise whatever they stumble over
         raise ValueError(
             f"{str(path)!r} is no checkpoint of tensors alone: it is of another format, damaged, or holds objects "
-            f"that would run code when loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
+            f"that would run code when loaded ({_reason(error)}). "
             "Save the state_dict of the model: torch.save(model.state_dict(), path)."
         ) from error
     if isinstance(content, _StandIn):
@@ -196,6 +203,12 @@ def read_checkpoint(path: Path | str) -> TStateDict:
             "Save the state_dict of the model: torch.save(model.state_dict(), path)."
         )
     return {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in short: the name that the unpickler refuses, or the first line of the error."""
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {name[1]}" if name else (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _items(content: Any) -> Iterable[tuple[str, Any]]:
@@ -215,6 +228,13 @@ class _StandIn(list):
         self.state = state
 
 
+class _DictStandIn:
+    """The same for subclasses of dictionaries: the unpickler sets items of this one class."""
+
+    def __new__(cls, *_: Any, **__: Any) -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+
 def _load(path: Path) -> Any:
     """The content of a file of ``torch.save`` or ``torch.jit.save``, with stand-ins for what is not plain."""
     file = _without_code(path) if _is_torchscript(path) else path
@@ -226,9 +246,9 @@ def _load(path: Path) -> Any:
     _rewind(file)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if harmful := sorted(name for name in names if _is_harmful(name)):
-        raise UnpicklingError(f"it calls {', '.join(harmful)}")
+        raise UnpicklingError(f"it names {', '.join(harmful)}")
     _rewind(file)
-    stand_ins = [(OrderedDict if _is_dict(name) else _StandIn, name) for name in names]
+    stand_ins = [(_DictStandIn if name.endswith(_DICTIONARIES) else _StandIn, name) for name in names]
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -240,14 +260,10 @@ def _rewind(file: Path | IO[bytes]) -> None:
 
 def _is_harmful(name: str) -> bool:
     module, _, rest = name.partition(".")
+    module = IMPORT_MAPPING.get(module, module)  # pickles may have the names that Python 2 used
     if module == "builtins":
         return not isinstance(getattr(builtins, rest, None), type)
     return module in sys.stdlib_module_names and module not in _HARMLESS
-
-
-def _is_dict(name: str) -> bool:
-    """Whether instances have items, which the unpickler sets in dictionaries only."""
-    return name in ("builtins.dict", "collections.defaultdict") or name.endswith(".AttributeDict")
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -349,7 +365,13 @@ def _misfit(path: Path, module: nn.Module, fit: _Fit, checkpoint: TStateDict) ->
 def _guess(checkpoint: TStateDict) -> str | None:
     """The architecture, of all that we know, that a checkpoint fits, but for one in ten tensors."""
     best, least = None, 0.1
+    # building all would take seconds: the patches that a convolution sees say which transformers it can be
+    sides = {tensor.shape[3] for tensor in checkpoint.values() if tensor.ndim == 4 and tensor.shape[1] == 3}
+    patches = {None} if sides and not sides & PATCHES else sides & PATCHES
     for name, constructor in _known():
+        patch = re.search(r"'vit\w*?(\d+)", name)
+        if (patch and int(patch[1])) not in patches:
+            continue
         with torch.device("meta"):
             module = constructor()
         needed = module.state_dict()
