@@ -24,6 +24,20 @@ class IExtractor(nn.Module, ABC):
         """Embeddings at inference; the same as :meth:`forward` unless overridden."""
         return self.forward(x)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations twice in training instead of keeping them: less memory, the same gradients.
+
+        Batch normalisations of timm's networks take up the statistics of each batch twice.
+
+        Raises:
+            ValueError: if the network inside cannot do so.
+        """
+        for module in self.modules():
+            if module is not self and hasattr(module, "set_grad_checkpointing"):
+                module.set_grad_checkpointing(enable)  # pyright: ignore[reportCallIssue]
+                return
+        raise ValueError(f"{type(self).__name__} holds no network that can do gradient checkpointing.")
+
     @classmethod
     def from_pretrained(cls: type[TExtractor], weights: str) -> TExtractor:
         """The extractor with pretrained weights, by a name out of ``pretrained_models``.

@@ -19,6 +19,7 @@ from torchvision.models import ResNet
 
 from oml.const import MEAN, STD, TNormParam
 from oml.models.fine_tuning import find_backbone
+from oml.models.utils import whole_patches
 from oml.utils.misc_torch import temporary_setting_model_mode
 
 if TYPE_CHECKING:
@@ -483,12 +484,7 @@ def _fitted(network: nn.Module, images: Tensor) -> Tensor:
             return images
         return F.interpolate(images, tuple(size), mode="bicubic", antialias=True)
     patch: Any = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
-    if any(side < step for side, step in zip(images.shape[-2:], patch, strict=True)):
-        raise ValueError(
-            f"Images of at least one patch, {patch[0]} x {patch[1]}, are needed, got {tuple(images.shape)}."
-        )
-    height, width = (side // step * step for side, step in zip(images.shape[-2:], patch, strict=True))
-    return images[..., :height, :width]
+    return whole_patches(type(network).__name__, images, max(patch))
 
 
 def _is_channels_last(model: nn.Module) -> bool:

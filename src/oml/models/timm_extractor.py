@@ -10,9 +10,11 @@ from jaxtyping import Float
 from timm.layers import AttentionPool2d, AttentionPoolLatent, RotAttentionPool2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
+from oml.const import TNormParam
 from oml.functional.distances import normalise
 from oml.interfaces.models import IExtractor
 from oml.models.efficientnet_lite0 import packaged_efficientnet_lite0
+from oml.models.pictures import TPicture, draw_gradcam, vis_vit
 from oml.models.resnet.pooling import GEM
 from oml.models.utils import TStateDict, check_images, load_weights, read_checkpoint, whole_patches
 from oml.models.zoo import ZooEntry, find_entry, pretrained_models_of, weights_path
@@ -136,6 +138,42 @@ class TimmExtractor(IExtractor):
                 "Resize them, or build it with image_size=(height, width)."
             ) from error
         return normalise(embeddings) if self.normalise_features else embeddings
+
+    def draw_attention(self, image: TPicture) -> TPicture:
+        """The image under a heat map of where a vision transformer looks, see :func:`oml.models.pictures.vis_vit`.
+
+        Args:
+            image: uint8, ``(height, width, 3)``, or of PIL; not normalised, as timm's configuration says how.
+
+        Returns:
+            A picture of the same type and size.
+
+        Raises:
+            ValueError: The backbone is no vision transformer, or its attention is of another kind.
+        """
+        return vis_vit(self, image, *self._mean_and_std())
+
+    def draw_gradcam(self, image: TPicture, target: TPicture | None = None) -> TPicture:
+        """The image under a heat map of what makes its embedding long, see :func:`oml.models.pictures.draw_gradcam`.
+
+        A backbone without its classifier has no classes, and the more it recognises the longer its embedding is.
+
+        Args:
+            image: uint8, ``(height, width, 3)``, or of PIL; not normalised, as timm's configuration says how.
+            target: a second image: then the map shows what makes the embeddings of both alike.
+
+        Returns:
+            A picture of the same type and size.
+
+        Raises:
+            ValueError: The backbone ends in no feature map, as vision transformers do.
+        """
+        goal = target if target is not None else lambda embeddings: embeddings.norm(dim=1)
+        return draw_gradcam(self, image, goal, *self._mean_and_std())
+
+    def _mean_and_std(self) -> tuple[TNormParam, TNormParam]:
+        config: Any = self.model.pretrained_cfg
+        return config["mean"], config["std"]
 
     @classmethod
     def from_pretrained(cls, weights: str) -> "TimmExtractor":

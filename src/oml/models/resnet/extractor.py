@@ -11,6 +11,8 @@ from torchvision.models.resnet import ResNet
 
 from oml.functional.distances import normalise
 from oml.interfaces.models import IExtractor
+from oml.models.fine_tuning import checkpoint_stages
+from oml.models.pictures import TPicture, draw_gradcam
 from oml.models.resnet.pooling import GEM
 from oml.models.utils import build, check_images
 from oml.models.zoo import pretrained_models_of
@@ -107,3 +109,27 @@ class ResnetExtractor(IExtractor):
         check_images("ResnetExtractor", x)
         embeddings = self.model(x)
         return normalise(embeddings) if self.normalise_features else embeddings
+
+    def draw_gradcam(self, image: TPicture, target: TPicture | None = None) -> TPicture:
+        """The image under a heat map of what speaks for its class, see :func:`oml.models.pictures.draw_gradcam`.
+
+        Args:
+            image: uint8, ``(height, width, 3)``, or of PIL, of any size; not normalised.
+            target: a second image: then the map shows what makes the embeddings of both alike.
+
+        Returns:
+            A picture of the same type and size.
+
+        Raises:
+            ValueError: There are no classes, as ``fc`` is removed, and no second image.
+        """
+        if target is None and self.remove_fc:
+            raise ValueError(
+                "ResnetExtractor.draw_gradcam shows what speaks for a class, and with remove_fc=True there is none: "
+                "build the extractor with remove_fc=False, or give a second image as target."
+            )
+        return draw_gradcam(self, image, target)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training, see :func:`oml.models.fine_tuning.checkpoint_stages`."""
+        checkpoint_stages(self.model, enable)

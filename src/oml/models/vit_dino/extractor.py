@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from oml.functional.distances import normalise
 from oml.interfaces.models import IExtractor
+from oml.models.pictures import TPicture, vis_vit
 from oml.models.utils import VIT_SIZES, build, check_images, unknown_arch, whole_patches
 from oml.models.zoo import pretrained_models_of
 
@@ -112,6 +113,17 @@ class ViTExtractor(IExtractor):
         else:
             embeddings = self._embed(x)
         return normalise(embeddings) if self.normalise_features else embeddings
+
+    def draw_attention(self, image: TPicture) -> TPicture:
+        """The image under a heat map of where the class token attends to, see :func:`oml.models.pictures.vis_vit`.
+
+        Args:
+            image: uint8, ``(height, width, 3)``, or of PIL, of any size with at least one patch; not normalised.
+
+        Returns:
+            A picture of the same type and size.
+        """
+        return vis_vit(self.model, image)
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.model(whole_patches(f"ViTExtractor({self.arch})", x, self.patch_size))

@@ -10,8 +10,10 @@ from timm.layers.norm import LayerNormFp32
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from oml.const import MEAN_CLIP, STD_CLIP
 from oml.functional.distances import normalise
 from oml.interfaces.models import IExtractor
+from oml.models.pictures import TPicture, vis_vit
 from oml.models.utils import VIT_SIZES, build, check_images, unknown_arch
 from oml.models.zoo import pretrained_models_of
 
@@ -117,3 +119,14 @@ class ViTUnicomExtractor(IExtractor):
             )
         embeddings = self.model(x)
         return normalise(embeddings) if self.normalise_features else embeddings
+
+    def draw_attention(self, image: TPicture) -> TPicture:
+        """The image under a heat map of where the network attends to, see :func:`oml.models.pictures.vis_vit`.
+
+        Args:
+            image: uint8, ``(height, width, 3)``, or of PIL, of any size: it is resized; not normalised.
+
+        Returns:
+            A picture of the same type and size.
+        """
+        return vis_vit(self.model, image, MEAN_CLIP, STD_CLIP)
