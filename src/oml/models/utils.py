@@ -12,7 +12,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -253,7 +253,7 @@ def _load(path: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _rewind(file: Path | IO[bytes]) -> None:
+def _rewind(file: Path | BytesIO) -> None:
     if not isinstance(file, Path):
         file.seek(0)
 
