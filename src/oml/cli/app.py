@@ -16,6 +16,7 @@ from oml.cli.convert import convert
 from oml.cli.demo import demo
 from oml.cli.split import split
 from oml.cli.transforms import transforms
+from oml.cli.zoo import zoo
 
 app = typer.Typer(
     name="oml",
@@ -31,6 +32,7 @@ app.command()(convert)
 app.command()(demo)
 app.command()(split)
 app.add_typer(transforms)
+app.add_typer(zoo)
 
 
 def _show_version(wanted: bool) -> bool:

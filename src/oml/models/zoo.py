@@ -151,9 +151,9 @@ def _fetched(entry: ZooEntry) -> Path:
     return Path(download_checkpoint_one_of(entry.sources, entry.hash, entry.file))
 
 
-def is_here(entry: ZooEntry) -> bool:
-    """Whether the file need not be downloaded, as far as its name tells."""
-    return find_checkpoint(entry.sources, entry.file) is not None
+def local_file(entry: ZooEntry) -> Path | None:
+    """The file if it need not be downloaded, as far as its name tells: it is not read."""
+    return find_checkpoint(entry.sources, entry.file)
 
 
 def count_bytes(name: str) -> int:
