@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from oml.const import INPUT_TENSORS_KEY
+from oml.inference.fast import Inference, for_inference
 from oml.interfaces.models import IExtractor
 
 
@@ -18,6 +19,7 @@ def extract_embeddings(
     batch_size: int = 64,
     num_workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    inference: Inference | None = None,
 ) -> Float[Tensor, "item dim"]:
     """The embedding of every item, in the order of the data set, on the CPU.
 
@@ -30,16 +32,28 @@ def extract_embeddings(
         batch_size: items at a time; it does not change the result but for rounding.
         num_workers: processes that read the items.
         on_progress: called with the items done and the items in all, after every batch.
+        inference: how to compute faster, for data sets of images; see :class:`~oml.inference.fast.Inference`. The
+            embeddings of a batch of items from all over the data set are compared with exact ones first.
+            To use a fast extractor for several data sets, make it with :func:`~oml.inference.fast.for_inference`.
 
     Raises:
         ValueError: if the data set is empty, or leaves out items, see ``on_unreadable`` of
-            :class:`oml.datasets.base.BaseDataset`.
+            :class:`oml.datasets.base.BaseDataset`; or as :func:`~oml.inference.fast.for_inference` does.
+
+    Example:
+        An hour on one CPU core becomes 25 minutes for a ViT, less for a convolutional network::
+
+            extract_embeddings(extractor, dataset, inference=Inference(dtype=torch.bfloat16, compile=True))
     """
     total = len(dataset)  # pyright: ignore[reportArgumentType]
     if total == 0:
         raise ValueError("extract_embeddings needs a data set with at least one item.")
     key = getattr(dataset, "input_tensors_key", INPUT_TENSORS_KEY)
     device = next((parameter.device for parameter in extractor.parameters()), torch.device("cpu"))
+    if inference is not None:
+        items = torch.linspace(0, total - 1, min(batch_size, total), dtype=torch.float64).long().tolist()
+        sample = next(iter(DataLoader(Subset(dataset, items), batch_size=len(items), num_workers=num_workers)))
+        extractor = for_inference(extractor, sample[key], inference)
     embeddings: Tensor | None = None
     done = 0
     was_training = extractor.training
