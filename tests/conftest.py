@@ -10,7 +10,7 @@ import torch
 from tests.web import WebServer
 
 # before anything imports oml: caches of the person who runs the tests are neither read nor filled
-os.environ["XDG_CACHE_HOME"] = "/nonexistent/oml-tests-must-name-their-folders"
+os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = "/nonexistent/oml-tests-must-name-their-folders"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,3 +59,15 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, not made yet, in place of the one in which checkpoints are kept."""
     monkeypatch.setattr("oml.utils.io.CKPT_SAVE_ROOT", tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def hub(web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WebServer:
+    """The server in the place of the Hugging Face Hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", web.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", web.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return web

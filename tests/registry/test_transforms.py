@@ -1,17 +1,23 @@
+from dataclasses import replace
+
 import albumentations as A
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import v2
 
 from oml.const import CONFIGS_PATH, MEAN, MEAN_CLIP, STD, STD_CLIP
+from oml.models.zoo import ZOO
 from oml.registry import EXTRACTORS_REGISTRY
 from oml.registry.transforms import (
     TRANSFORMS_ALBU,
     TRANSFORMS_FOR_PRETRAINED,
     TRANSFORMS_REGISTRY,
     TRANSFORMS_TORCH,
-    TransformsForPretrained,
     get_transforms,
     get_transforms_by_cfg,
     get_transforms_for_pretrained,
@@ -43,8 +49,10 @@ EXPECTED = {
 
 
 def test_the_table_is_complete() -> None:
-    assert set(TRANSFORMS_FOR_PRETRAINED) == set(EXPECTED)
-    assert len(TRANSFORMS_FOR_PRETRAINED) == len(EXPECTED)
+    others = set(TRANSFORMS_FOR_PRETRAINED) - set(EXPECTED)
+    assert set(EXPECTED) < set(TRANSFORMS_FOR_PRETRAINED)
+    assert len(TRANSFORMS_FOR_PRETRAINED) == len(EXPECTED) + len(others)
+    assert all(timm.models.is_model_pretrained(name) for name in others)
 
 
 @pytest.mark.parametrize("weights", EXPECTED)
@@ -67,8 +75,13 @@ def test_transforms_of_pretrained_weights(weights: str) -> None:
 
 def test_every_zoo_name_has_transforms() -> None:
     names = {name for extractor in EXTRACTORS_REGISTRY.values() for name in getattr(extractor, "pretrained_models", {})}
-    assert names
-    assert names <= set(TRANSFORMS_FOR_PRETRAINED)
+    assert len(names) > 60
+    image = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    for name in names:
+        transforms, reader = get_transforms_for_pretrained(name)
+        sample = as_callable(transforms)(image.permute(1, 2, 0).numpy() if reader is imread_cv2 else image)
+        assert sample.dtype == torch.float32
+        assert sample.shape[0] == 3
 
 
 def test_the_demo_normalises_as_its_weights_want() -> None:
@@ -78,20 +91,45 @@ def test_the_demo_normalises_as_its_weights_want() -> None:
     torch.testing.assert_close(torch.stack(found).float(), torch.tensor([demo.mean, demo.std]), atol=1e-4, rtol=0)
 
 
-def test_objects_are_made_on_access() -> None:
-    lazy = TransformsForPretrained({"mine": {"name": "no_such_set", "args": {}}})
-    assert "mine" in lazy
-    assert "other" not in lazy
+def names_of_timm() -> list[str]:
+    """Of all ways in which timm evaluates, and in the table or not."""
+    found = {}
+    for name in timm.list_pretrained():
+        config = timm.get_pretrained_cfg(name)
+        _, height, width = config.input_size
+        kind = (config.crop_mode, config.interpolation, height == width, config.crop_pct == 1, name in ZOO)
+        found.setdefault(kind, name)
+    return [*found.values(), "convnext_tiny.fb_in1k"]
+
+
+def test_any_name_of_timm() -> None:
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((160, 120))
+    names = names_of_timm()
+    assert len(names) > 8
+    for name in names:
+        theirs = create_transform(**resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict()))(photo)
+        ours = get_transforms_for_pretrained(name)[0](photo)
+        deviation = torch.tensor(timm.get_pretrained_cfg(name).std)[:, None, None]
+        assert ((ours - theirs) * deviation * 255).abs().max() < 3.5, name
+
+
+def test_objects_are_made_on_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(ZOO["vits16_dino"], name="mine", transforms={"name": "no_such_set", "args": {}})
+    monkeypatch.setitem(ZOO, "mine", entry)
+    assert "mine" in TRANSFORMS_FOR_PRETRAINED
+    assert "other" not in TRANSFORMS_FOR_PRETRAINED
     with pytest.raises(KeyError, match="No transform is called 'no_such_set'"):
-        lazy["mine"]
+        TRANSFORMS_FOR_PRETRAINED["mine"]
     assert TRANSFORMS_FOR_PRETRAINED["vits16_dino"] is not TRANSFORMS_FOR_PRETRAINED["vits16_dino"]
 
 
 def test_unknown_weights_have_a_hint() -> None:
-    with pytest.raises(KeyError, match=r"for the weights 'vits16_dinno'; did you mean .*vits16_dino"):
+    with pytest.raises(KeyError, match=r"no pretrained weights 'vits16_dinno'; did you mean .*vits16_dino"):
         get_transforms_for_pretrained("vits16_dinno")
-    with pytest.raises(KeyError, match="there are resnet50_moco_v2, "):
-        TRANSFORMS_FOR_PRETRAINED["zzz"]
+    with pytest.raises(KeyError, match="did you mean convnext_tiny.*fb"):
+        get_transforms_for_pretrained("convnext_tiny")
+    with pytest.raises(KeyError, match="'oml zoo list' has those there are"):
+        TRANSFORMS_FOR_PRETRAINED["qqqqqq"]
 
 
 def test_the_union_and_the_factories() -> None:

@@ -13,6 +13,7 @@ from oml.transforms.images.torchvision import (
     get_augs_hypvit,
     get_augs_torch,
     get_normalisation_resize_hypvit,
+    get_normalisation_resize_timm,
     get_normalisation_resize_torch,
     get_normalisation_torch,
     get_transforms_unicom,
@@ -172,3 +173,37 @@ def test_what_normalise_refuses() -> None:
         get_normalisation_torch()(torch.zeros(1, 4, 5, dtype=torch.uint8))
     with pytest.raises(TypeError, match="got Image"):
         normalise(picture())
+
+
+@pytest.mark.parametrize("size", [224, (128, 192), (300, 200)], ids=str)
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_as_timm_evaluates(size: int | tuple[int, int], crop_mode: str) -> None:
+    from sklearn.datasets import load_sample_image
+    from timm.data import create_transform
+
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+    height, width = (size, size) if isinstance(size, int) else size
+    rotated = photo.transpose(Image.Transpose.ROTATE_90)
+    for image, crop_pct, interpolation in [(photo, 1, "bicubic"), (rotated, 0.9, "bilinear")]:
+        args = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
+        args |= {"mean": MEAN_CLIP, "std": STD_CLIP}
+        ours = get_normalisation_resize_timm(size, **args)(image)
+        theirs = create_transform((3, height, width), **args)(image)
+        assert ours.shape == (3, height, width)
+        of_255 = (ours - theirs).abs() * torch.tensor(STD_CLIP)[:, None, None] * 255
+        assert of_255.max() < 3.01  # torch rounds resized pixels otherwise than Pillow
+        assert of_255.mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ({"crop_pct": 1.5}, "crop_pct needs to be above 0 and at most 1, got 1.5"),
+        ({"crop_pct": 0}, "crop_pct needs to be above 0"),
+        ({"crop_mode": "centre"}, "no crop_mode 'centre'; there are center, squash, border"),
+        ({"interpolation": "cubic"}, "no interpolation 'cubic'; there are .*bicubic"),
+    ],
+)
+def test_what_timm_does_not_know(args: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        get_normalisation_resize_timm(**args)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.web import Answer, WebServer
+from tests.web import Answer, WebServer, on_hub
 
 import oml.utils.io
 from oml.utils.io import (
@@ -399,23 +399,6 @@ def test_a_process_that_is_killed_holds_nobody_up(web: WebServer, tmp_path: Path
     path = start_download(f"{web.url}/model.ckpt", tmp_path).communicate()[0]
     assert Path(path.strip()).read_bytes() == CONTENT
     assert web.sent == [2**18, len(CONTENT) - 2**18]
-
-
-@pytest.fixture
-def hub(web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WebServer:
-    """The server in the place of the Hugging Face Hub."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", web.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", web.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return web
-
-
-def on_hub(content: bytes, says: bytes | None = None) -> Answer:
-    etag = sha256(content if says is None else says)
-    return Answer(content, etag=f'"{etag}"', headers={"X-Repo-Commit": "0" * 40})
 
 
 def test_files_of_the_hub(hub: WebServer, checkpoints: Path) -> None:

@@ -89,7 +89,6 @@ def show(
     - `oml zoo show convnext_tiny.fb_in1k`
     """
     import yaml
-
     from timm.models import is_model_pretrained
 
     from oml.models.zoo import count_bytes, find_entry
