@@ -203,7 +203,7 @@ def test_attention_is_drawn_at_any_size_and_brightness(bright_seeker: Any, rng: 
             drawn = vis_vit(bright_seeker, np.full((*size, 3), level, dtype=np.uint8))
             assert drawn.shape == (*size, 3)
             assert drawn.dtype == np.uint8
-    with pytest.raises(ValueError, match="at least one patch, 16 x 16, are needed, got \\(1, 3, 15, 40\\)"):
+    with pytest.raises(ValueError, match="at least one patch, 16 x 16 pixels .* got \\(1, 3, 15, 40\\)"):
         vis_vit(bright_seeker, np.zeros((15, 40, 3), dtype=np.uint8))
 
 
@@ -221,11 +221,6 @@ def test_a_network_of_one_size_gets_images_of_it(rng: torch.Generator) -> None:
     [
         ("resnet10t", {}, "Attention maps need a vision transformer, got ResNet"),
         ("cait_xxs24_224", {"img_size": 32, "depth": 1}, "does so 0 times"),
-        (
-            "swin_tiny_patch4_window7_224",
-            {"img_size": 32, "window_size": 4},
-            "need a vision transformer, got SwinTransformer",
-        ),
     ],
 )
 def test_other_kinds_of_attention_are_refused(arch: str, kwargs: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
-from oml.interfaces.models import IExtractor
+from oml.interfaces.models import IExtractor, IFreezable
 
 
 class ExtractorModule(pl.LightningModule):
@@ -30,6 +30,11 @@ class ExtractorModule(pl.LightningModule):
         scheduler_frequency: after how many of these.
         input_tensors_key, labels_key, embeddings_key: entries of a batch.
         scheduler_monitor_metric: what a scheduler such as ``ReduceLROnPlateau`` watches.
+        freeze_n_epochs: so many epochs the extractor, which is to be an ``IFreezable`` such as ``ExtractorWithMLP``, is
+            frozen, and then no longer; 0 leaves it as it is. :class:`FreezingSchedule` can do more.
+
+    Raises:
+        ValueError: if an extractor is to be frozen that cannot be.
     """
 
     def __init__(
@@ -44,8 +49,15 @@ class ExtractorModule(pl.LightningModule):
         labels_key: str = LABELS_KEY,
         embeddings_key: str = EMBEDDINGS_KEY,
         scheduler_monitor_metric: str | None = None,
+        freeze_n_epochs: int = 0,
     ) -> None:
         super().__init__()
+        if freeze_n_epochs and not isinstance(extractor, IFreezable):
+            raise ValueError(
+                f"ExtractorModule can freeze extractors that are IFreezable, {type(extractor).__name__} is not, got "
+                f"freeze_n_epochs={freeze_n_epochs}. Wrap it in ExtractorWithMLP, or take the callback "
+                "FreezingSchedule."
+            )
         self.model = extractor
         self.criterion = criterion
         self.optimizer = optimizer
@@ -56,10 +68,23 @@ class ExtractorModule(pl.LightningModule):
         self.labels_key = labels_key
         self.embeddings_key = embeddings_key
         self.monitor_metric = scheduler_monitor_metric
+        self.freeze_n_epochs = freeze_n_epochs
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings."""
         return self.model(x)
+
+    def on_train_start(self) -> None:
+        """Freeze or unfreeze: a run that resumes in the midst of an epoch has no start of this epoch."""
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the extractor in the first ``freeze_n_epochs`` epochs, unfreeze it afterwards."""
+        if self.freeze_n_epochs and isinstance(self.model, IFreezable):
+            if self.current_epoch < self.freeze_n_epochs:
+                self.model.freeze()
+            else:
+                self.model.unfreeze()
 
     def training_step(self, batch: dict[str, Any], *_: Any) -> Tensor:
         """The loss of a batch."""
