@@ -7,20 +7,29 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from oml.models.zoo import ZooEntry
 
-zoo = typer.Typer(name="zoo", help="Pretrained weights: list, look at, download.", rich_markup_mode="markdown")
+
+class _Lists(TyperGroup):
+    """Without the name of a command it is ``list``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args and (args[0] in self.commands or args[0] == "--help")
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
+zoo = typer.Typer(
+    name="zoo",
+    cls=_Lists,
+    help="Pretrained weights: list, look at, download. Without a command it lists.",
+    rich_markup_mode="markdown",
+)
 
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-@zoo.callback(invoke_without_command=True)
-def _root(context: typer.Context, debug: _Debug = False) -> None:  # noqa: ARG001 (see main)
-    if context.invoked_subcommand is None:
-        list_()
 
 
 @zoo.command("list")
@@ -41,7 +50,8 @@ def list_(
 
     Examples:
 
-    - `oml zoo list dinov2`
+    - `oml zoo`
+    - `oml zoo dinov2`
     - `oml zoo list --data-set InShop`
     - `oml zoo list --timm convnext apache`
     """
