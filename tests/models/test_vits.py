@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from oml.interfaces.models import IExtractor
 from oml.models import ViTCLIPExtractor, ViTExtractor, ViTUnicomExtractor
-from oml.models.utils import VIT_SIZES
+from oml.models.utils import VIT_SIZES, load_weights
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +121,7 @@ def test_checkpointing_gradients_changes_none(make: Callable[..., IExtractor], m
     assert len(calls) == 3  # one more for the first step's pass, and one anew in the backward pass
 
 
+@pytest.mark.slow
 @every
 def test_compiled(make: Callable[..., IExtractor]) -> None:
     """The network alone: tests check the types of what extractors take, which compilers cannot follow."""
@@ -354,6 +355,17 @@ def test_clip_reads_openais_files(wrap: str, tmp_path: Path) -> None:
     expected = original(images())
     torch.testing.assert_close(clip(weights=file)(images()), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(clip(weights=file, normalise_features=True)(images()), F.normalize(expected))
+
+
+@torch.no_grad()
+def test_openais_names_are_read_within_other_models(tmp_path: Path) -> None:
+    original, head = OpenAIVisual(), nn.Linear(512, 4)
+    whole = nn.ModuleDict({"extractor": nn.ModuleDict({"visual": original}), "projection": head})
+    torch.save(whole.state_dict(), tmp_path / "weights.ckpt")
+    ours = nn.ModuleDict({"extractor": clip(), "projection": nn.Linear(512, 4)})
+    load_weights(ours, tmp_path / "weights.ckpt")
+    torch.testing.assert_close(ours["extractor"](images()), original(images()), rtol=1e-4, atol=1e-4)
+    assert torch.equal(ours["projection"].weight, head.weight)  # pyright: ignore[reportArgumentType]
 
 
 def test_clip_normalises_by_default() -> None:

@@ -35,7 +35,7 @@ VIT_SIZES: dict[str, dict[str, Any]] = {
 }
 
 #: sides of the patches that vision transformers have, in pixels
-PATCHES = {8, 14, 16, 32}
+PATCHES = (8, 14, 16, 32)
 
 # Ends of names of classes, such as Lightning's, whose instances have items.
 _DICTIONARIES = ("collections.defaultdict", ".AttributeDict")
@@ -248,7 +248,7 @@ def _load(path: Path) -> Any:
     if harmful := sorted(name for name in names if _is_harmful(name)):
         raise UnpicklingError(f"it names {', '.join(harmful)}")
     _rewind(file)
-    stand_ins = [(_DictStandIn if name.endswith(_DICTIONARIES) else _StandIn, name) for name in names]
+    stand_ins: list[Any] = [(_DictStandIn if name.endswith(_DICTIONARIES) else _StandIn, name) for name in names]
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -367,7 +367,7 @@ def _guess(checkpoint: TStateDict) -> str | None:
     best, least = None, 0.1
     # building all would take seconds: the patches that a convolution sees say which transformers it can be
     sides = {tensor.shape[3] for tensor in checkpoint.values() if tensor.ndim == 4 and tensor.shape[1] == 3}
-    patches = {None} if sides and not sides & PATCHES else sides & PATCHES
+    patches = sides.intersection(PATCHES) or ({None} if sides else {})
     for name, constructor in _known():
         patch = re.search(r"'vit\w*?(\d+)", name)
         if (patch and int(patch[1])) not in patches:

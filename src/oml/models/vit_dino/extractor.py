@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from oml.functional.distances import normalise
 from oml.interfaces.models import IExtractor
 from oml.models.pictures import TPicture, vis_vit
-from oml.models.utils import VIT_SIZES, build, check_images, unknown_arch, whole_patches
+from oml.models.utils import PATCHES, VIT_SIZES, build, check_images, unknown_arch, whole_patches
 from oml.models.zoo import pretrained_models_of
 
 
@@ -79,7 +79,7 @@ class ViTExtractor(IExtractor):
     """
 
     constructors: ClassVar[dict[str, Callable[[], nn.Module]]] = {
-        f"vit{size}{patch}": partial(_DINOTransformer, size, patch) for size in VIT_SIZES for patch in (8, 14, 16, 32)
+        f"vit{size}{patch}": partial(_DINOTransformer, size, patch) for size in VIT_SIZES for patch in PATCHES
     }
     pretrained_models: ClassVar[dict[str, dict[str, Any]]] = pretrained_models_of("ViTExtractor")
 

@@ -103,7 +103,7 @@ class ViTUnicomExtractor(IExtractor):
     @property
     def feat_dim(self) -> int:
         """Size of an embedding."""
-        return int(self.model.feature[-1].num_features)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+        return self.model.feature[-1].num_features  # pyright: ignore[reportReturnType, reportIndexIssue, reportAttributeAccessIssue]
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
         """Embeddings of normalised images.
@@ -112,9 +112,10 @@ class ViTUnicomExtractor(IExtractor):
             TypeError, ValueError: if these are no images, or of another size.
         """
         check_images("ViTUnicomExtractor", x)
-        if x.shape[-2:] != (size := self.model.patch_embed.img_size):  # pyright: ignore[reportAttributeAccessIssue]
+        side = 336 if "336px" in self.arch else 224
+        if x.shape[-2:] != (side, side):
             raise ValueError(
-                f"ViTUnicomExtractor({self.arch}) needs images of {size[0]} x {size[1]} pixels, got {tuple(x.shape)}: "
+                f"ViTUnicomExtractor({self.arch}) needs images of {side} x {side} pixels, got {tuple(x.shape)}: "
                 "resize them, or take an architecture of any size, such as ViTExtractor."
             )
         embeddings = self.model(x)
