@@ -1,0 +1,44 @@
+"""Averages of weights."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from torch.optim.swa_utils import AveragedModel
+
+
+class EMACallback(EMAWeightAveraging):
+    """Validation uses, and checkpoints hold, the exponential moving average of the weights.
+
+    Lightning's callback with what embeddings need: only parameters are averaged, those of the loss too. Buffers are
+    copied as they are: the running statistics of batch normalisations, which are averages already, and the banks of
+    losses and miners, whose labels have no average and whose size shows with the first batch only.
+
+    During the fit the plain weights learn; ``average = decay * average + (1 - decay) * weights`` after every step, and
+    the average starts as the weights after the first one. Checkpoints have the averages under ``state_dict``, so that
+    extractors load them, and the plain weights beside, so that a run resumes. After the fit, the module has the
+    averages.
+
+    Args:
+        decay: the nearer to 1, the more steps count: about ``1 / (1 - decay)`` of them.
+        kwargs: further ones of Lightning's ``EMAWeightAveraging``, such as ``update_every_n_steps``.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[EMACallback(decay=0.999)], logger=False)
+    """
+
+    def __init__(self, decay: float = 0.999, **kwargs: Any) -> None:
+        super().__init__(decay=decay, use_buffers=False, **kwargs)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the step's weights into the average."""
+        self._copy_buffers(pl_module)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _copy_buffers(self, pl_module: pl.LightningModule) -> None:
+        """Lightning copies buffers where the average is updated, but fails on those that have changed their size."""
+        assert isinstance(self._average_model, AveragedModel), "made in setup"
+        for averaged, buffer in zip(self._average_model.module.buffers(), pl_module.buffers(), strict=True):
+            averaged.data = buffer.detach().to(averaged.device, copy=True)
