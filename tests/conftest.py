@@ -48,9 +48,7 @@ def _web_server() -> Iterator[WebServer]:
 @pytest.fixture
 def web(_web_server: WebServer) -> WebServer:
     """A web server on this machine, with nothing to answer yet."""
-    _web_server.answers.clear()
-    _web_server.requests.clear()
-    _web_server.sent.clear()
+    _web_server.answers, _web_server.requests, _web_server.sent = {}, [], []
     return _web_server
 
 

@@ -4,7 +4,6 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import NamedTuple
@@ -54,13 +53,15 @@ class WebServer:
             def do_GET(self) -> None:
                 server.requests.append(self.path)
                 content, stop, pause = self.answer()
-                number = len(server.sent)
-                server.sent.append(0)
+                sent, number = server.sent, len(server.sent)
+                sent.append(0)
                 for begin in range(0, stop, PIECE):
                     piece = content[begin : min(begin + PIECE, stop)]
-                    server.sent[number] += len(piece)
-                    with suppress(ConnectionError):  # of a client that wants no more
+                    sent[number] += len(piece)
+                    try:
                         self.wfile.write(piece)
+                    except ConnectionError:  # the client wants no more
+                        break
                     time.sleep(pause)
 
             def answer(self) -> tuple[bytes, int, float]:

@@ -103,9 +103,9 @@ def test_files_are_of_one_entry_each() -> None:
 def test_resnets_are_as_torchvision_has_them() -> None:
     for depth in (18, 34, 50, 101, 152):
         entry, weights = ZOO[f"resnet{depth}_imagenet1k_v1"], torchvision.models.get_model_weights(f"resnet{depth}")
-        weights = weights.IMAGENET1K_V1
+        weights = weights["IMAGENET1K_V1"]
         assert entry.sources == [weights.url]
-        assert weights.url.endswith(f"-{entry.hash.removeprefix('sha256:')}.pth")
+        assert entry.hash == f"sha256:{weights.url.rpartition('-')[2].removesuffix('.pth')}"
         assert entry.size == pytest.approx(weights.meta["_file_size"] * 2**20, rel=0.001)
         accuracy = entry.figures[-1].value
         assert accuracy == pytest.approx(weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100)

@@ -409,7 +409,10 @@ for _arch, _model, _digits, _mb in _rows("""
             name=f"sber_{_arch}",
             extractor="ViTCLIPExtractor",
             init_args={"arch": _arch, "normalise_features": False},
-            sources=[f"https://huggingface.co/sberbank-ai/{_model}/resolve/main/pytorch_model.bin"],
+            sources=[  # who publishes them has another name now
+                f"https://huggingface.co/{_name}/{_model}/resolve/main/pytorch_model.bin"
+                for _name in ("sberbank-ai", "ai-forever")
+            ],
             hash=f"md5:{_digits}",
             file=f"sber_{_arch}.ckpt",
             transforms=_transforms("norm_resize_albu_clip", im_size=224),

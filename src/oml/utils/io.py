@@ -238,7 +238,7 @@ def download_from_hub(name: str) -> Path:
         DownloadError: The file cannot be had, or has not the SHA-256 that the Hub has of it; then it does not stay.
     """
     from huggingface_hub import hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if cached := _in_hub_cache(name):
         return cached
@@ -247,12 +247,12 @@ def download_from_hub(name: str) -> Path:
     try:
         path = Path(hf_hub_download(repo, file, revision=revision))
     except Exception as error:  # its own, those of the HTTP client below it, which changes, and those of the disk
-        if others and isinstance(error, RemoteEntryNotFoundError):
+        unreachable = isinstance(error, LocalEntryNotFoundError)
+        if others and isinstance(error, EntryNotFoundError) and not unreachable:
             return download_from_hub(f"{name}/{others[0]}")
         if getattr(error, "errno", None):
             raise
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None  # itself it says little
-        reason = " ".join(str(cause or error).split())
+        reason = " ".join(str((unreachable and error.__cause__) or error).split())
         raise DownloadError(f"{url} cannot be downloaded: {reason}") from error
     # the Hub calls large files by their SHA-256, and its client checks no more than their size
     kept_as = path.readlink().name if path.is_symlink() else ""
@@ -318,7 +318,8 @@ def _download(source: str, path: Path, wanted: str | None) -> Path:
     begun.replace(path)
     for rest in path.parent.glob(f".{escape(path.name)}.*.partial*"):
         rest.unlink()
-    _note_right(path, wanted)
+    if wanted is not None:
+        _note_right(path, wanted)
     return path
 
 
@@ -361,8 +362,8 @@ def _validator(response: "HTTPResponse") -> str:
 
 def _has_hash(path: Path, wanted: str | None) -> bool:
     """Whether there is a file with this hash. What was found right is not read again until it changes."""
-    if not path.is_file():
-        return False
+    if wanted is None or not path.is_file():
+        return path.is_file()
     with suppress(OSError):
         if _note_of(path).read_text() == _note(path, wanted):
             return True
@@ -380,7 +381,7 @@ def _hash_like(wanted: str | None, path: Path) -> str | None:
     return f"{kind}:{calc_file_hash(path, kind)[: len(digits)]}"
 
 
-def _note_right(path: Path, wanted: str | None) -> None:
+def _note_right(path: Path, wanted: str) -> None:
     with suppress(OSError):  # in a folder that others filled
         _note_of(path).write_text(_note(path, wanted))
 
@@ -389,7 +390,7 @@ def _note_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.verified")
 
 
-def _note(path: Path, wanted: str | None) -> str:
+def _note(path: Path, wanted: str) -> str:
     stat = path.stat()
     return f"{wanted} {stat.st_size} {stat.st_mtime_ns}"
 
