@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from oml.functional.distances import normalise
+from oml.inference.convolutions import fold_batch_norms, round_convolutions
 from oml.interfaces.models import IExtractor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -97,13 +98,14 @@ class FastExtractor(IExtractor):
         exact = self._exact(images)
         # whatever the type in which the extractor has divided by them, lengths of 1 are to be so in float32
         self._unit_length = bool(((exact.norm(dim=1) - 1).abs() < 1e-4).all())
+        self._prepare_convolutions(images, exact)
         if self.channels_last:
-            self.extractor.to(memory_format=torch.channels_last)
+            self.extractor.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._embed: Callable[[Tensor], Tensor] = self.extractor.extract
         if inference.compile:
             self._compile(images)
         self.eval()
-        cosines = torch.cosine_similarity(exact.double(), self.extract(images).double())
+        cosines = _cosines(self.extract(images), exact)
         self.fidelity = Fidelity(len(images), cosines.mean().item(), cosines.min().item())
 
     @property
@@ -151,24 +153,40 @@ class FastExtractor(IExtractor):
             return torch.cat([self.extractor.extract(part) for part in images.split(self.batch_size)])
 
     @torch.no_grad()
+    def _prepare_convolutions(self, images: Tensor, exact: Tensor) -> None:
+        plain = self.extractor
+        self.extractor = deepcopy(plain)
+        fold_batch_norms(self.extractor, lambda: self._exact(images[:1]))
+        if not _cosines(self._exact(images), exact).min() > 1 - 1e-5:  # it does more with a convolution than normalise
+            self.extractor = plain
+        if self.inference.dtype != torch.float32:
+            round_convolutions(self.extractor, lambda: self._exact(images), self.inference.dtype)
+
+    @torch.no_grad()
     def _compile(self, images: Tensor) -> None:
+        import torch._inductor.config
         from torch._dynamo.exc import TorchDynamoException
 
-        # weights are constants for the compiler, which lays them out as its products want them; the copy keeps its own
-        self._embed = torch.compile(
-            self.extractor.extract, dynamic=False, options={"freezing": True}, isolate_recompiles=True
+        # weights are constants for the compiler, which lays them out as its products want them; as an option of
+        # torch.compile this would come too late to do anything
+        self._embed = torch._inductor.config.patch(freezing=True)(
+            torch.compile(self.extractor.extract, dynamic=False, isolate_recompiles=True)
         )
         try:
             self._part(images[: self.batch_size])
         except TorchDynamoException as error:
-            cause = str(error).strip().splitlines()[0]
+            cause = " ".join(str(error).split("\n")[:2])
             warnings.warn(
-                f"The extractor could not be compiled and works without: {cause}. torch.compile needs a C++ compiler; "
+                f"The extractor could not be compiled and works without ({cause}). If a C++ compiler is missing, "
                 "install g++ or clang, or set CXX to yours. Inference(compile=False) avoids this warning.",
-                stacklevel=4,
+                stacklevel=5,
             )
             self._embed = self.extractor.extract
             self.inference = replace(self.inference, compile=False)
+
+
+def _cosines(embeddings: Tensor, exact: Tensor) -> Tensor:
+    return torch.cosine_similarity(embeddings.double(), exact.double())
 
 
 def for_inference(
@@ -209,7 +227,7 @@ def for_inference(
     if not kinds <= {torch.float32}:
         raise ValueError(
             "for_inference needs an extractor with weights in float32, which embeddings are compared with, got "
-            f"{', '.join(sorted(map(str, kinds)))}. Leave its type as it is; Inference(dtype=...) sets that of the copy."
+            f"{', '.join(sorted(map(str, kinds)))}. Leave them as they are: Inference(dtype=...) is about the copy."
         )
     fast = FastExtractor(extractor, images, inference)
     how = [str(inference.dtype).removeprefix("torch.")]
