@@ -63,9 +63,9 @@ def number_layers(model: nn.Module) -> tuple[dict[str, int], int]:
     inside = [key for key, _ in [*backbone.named_parameters(), *backbone.named_buffers()]]
     # timm asks its argument for named parameters only: so buffers, and a head where there is none, can be among them
     named = SimpleNamespace(named_parameters=lambda: ((key, None) for key in [*inside, _HEAD]))
-    layers: dict[str, int] = group_parameters(named, matcher, reverse=True)  # pyright: ignore[reportAssignmentType, reportArgumentType]
-    head = layers.pop(_HEAD)
-    layers = {f"{prefix}{key}": layer for key, layer in layers.items()}
+    numbers: Any = group_parameters(named, matcher, reverse=True)  # pyright: ignore[reportArgumentType]
+    head: int = numbers.pop(_HEAD)
+    layers: dict[str, int] = {f"{prefix}{key}": layer for key, layer in numbers.items()}
     names = [key for key, _ in [*model.named_parameters(), *model.named_buffers()]]
     return {key: layers.get(key, head) for key in names}, head
 

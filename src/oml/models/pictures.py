@@ -518,7 +518,7 @@ def _cells(model: nn.Module, image: Tensor) -> Float[Tensor, "rows columns dim"]
     with _watching(network), torch.no_grad():
         if isinstance(network, ResNet):
             kept: list[Tensor] = []
-            handle = network.layer4.register_forward_hook(lambda _, __, output: kept.append(output))
+            handle = network.layer4.register_forward_hook(lambda _, __, output: kept.append(output))  # pyright: ignore[reportArgumentType]
             try:
                 network(image)
             finally:
