@@ -392,6 +392,7 @@ def photos() -> tuple[np.ndarray, np.ndarray]:
 LITE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
 
 
+@pytest.mark.slow
 def test_grad_cam_finds_the_dahlia(classifier: nn.Module, photos: tuple[np.ndarray, np.ndarray]) -> None:
     """Its blossom is the circle about (310, 225) of radius 135; all else is out of focus."""
     image = (torch.from_numpy(photos[1].copy()).permute(2, 0, 1)[None] / 255 - 127 / 255) / (128 / 255)
