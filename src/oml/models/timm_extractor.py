@@ -98,7 +98,8 @@ class TimmExtractor(IExtractor):
         self.pooling = pooling
         self.image_size = image_size
 
-        self.model, self._patch = self._create()
+        packaged = entry is not None and entry.name == _PACKAGED
+        self.model, self._patch = (_packaged(), 1) if packaged else self._create()
         self._pools_by_attention = any(
             isinstance(part, AttentionPool2d | AttentionPoolLatent | RotAttentionPool2d)
             for part in self.model.modules()
@@ -115,7 +116,7 @@ class TimmExtractor(IExtractor):
             layers.append(nn.BatchNorm1d(embedding_dim or pooled))
         self.head = nn.Sequential(*layers)
         self._feat_dim = embedding_dim or pooled
-        if weights is not None:
+        if weights is not None and not packaged:
             self._load(weights, entry)
 
     @property
@@ -274,10 +275,6 @@ class TimmExtractor(IExtractor):
         )
 
     def _load(self, weights: str | Path, entry: ZooEntry | None) -> None:
-        if entry is not None and entry.name == _PACKAGED:
-            self.model = packaged_efficientnet_lite0()
-            self.model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
-            return
         further = [name for name in self.state_dict() if not name.startswith("model.")]
         module: nn.Module = self
         if not further or (entry is not None and not _has_any(weights_path(weights), further)):
@@ -297,6 +294,12 @@ class TimmExtractor(IExtractor):
             return {name: tensor for name, tensor in checkpoint.items() if not name.endswith(ends)}
         model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
         return model.state_dict()
+
+
+def _packaged() -> nn.Module:
+    model = packaged_efficientnet_lite0()
+    model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+    return model
 
 
 def _check_arch(arch: str) -> None:
