@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_N_ADJUSTED = 64  # weights of a filter that make up for the rounding of all
+_N_ADJUSTED = 16  # weights of a filter that make up for the rounding of all
 
 
 def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> None:
@@ -65,7 +65,7 @@ def round_convolutions(model: nn.Module, run: Callable[[], Any], dtype: torch.dt
     images, as what goes in is positive and smooth. It is by far the largest one in filters of few weights, such as
     those of each channel of a MobileNet. So some weights are rounded up or down to make up for the others and
     for the bias, given the mean of each channel that goes in: for EfficientNet-Lite0 in bfloat16, cosines to float32
-    rise from 0.992 to 0.9995 on photographs. Nagel et al. 2019, "Data-free quantization through weight
+    rise from 0.9970 to 0.9996 on photographs, the least from 0.992 to 0.999. Nagel et al. 2019, "Data-free quantization through weight
     equalization and bias correction", correct the same error in biases, which here are as coarse.
 
     Args:

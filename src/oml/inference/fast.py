@@ -47,7 +47,7 @@ class Inference:
     compile: bool = False
     channels_last: bool | None = None
     batch_size: int | None = None
-    min_cosine: float = 0.999
+    min_cosine: int | float = 0.999
     on_low_cosine: Literal["warn", "raise"] = "warn"
     report: Callable[[str], None] | None = print
 
@@ -91,14 +91,15 @@ class FastExtractor(IExtractor):
         self.inference = inference
         device = next((parameter.device for parameter in extractor.parameters()), torch.device("cpu"))
         self.batch_size = inference.batch_size or (_CPU_BATCH_SIZE if device.type == "cpu" else len(images))
-        self.channels_last = inference.channels_last
-        if self.channels_last is None:
-            self.channels_last = sum(isinstance(module, nn.Conv2d) for module in self.extractor.modules()) > 1
+        # a transformer has one, to make tokens of patches
+        convolutional = sum(isinstance(module, nn.Conv2d) for module in self.extractor.modules()) > 1
+        self.channels_last = convolutional if inference.channels_last is None else inference.channels_last
         images = images.to(device)
         exact = self._exact(images)
         # whatever the type in which the extractor has divided by them, lengths of 1 are to be so in float32
         self._unit_length = bool(((exact.norm(dim=1) - 1).abs() < 1e-4).all())
-        self._prepare_convolutions(images, exact)
+        if convolutional:
+            self._prepare_convolutions(images, exact)
         if self.channels_last:
             self.extractor.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._embed: Callable[[Tensor], Tensor] = self.extractor.extract
