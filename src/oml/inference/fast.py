@@ -170,9 +170,10 @@ class FastExtractor(IExtractor):
 
         # weights are constants for the compiler, which lays them out as its products want them; as an option of
         # torch.compile this would come too late to do anything
-        self._embed = torch._inductor.config.patch(freezing=True)(
-            torch.compile(self.extractor.extract, dynamic=False, isolate_recompiles=True)
+        compiled = torch.compile(  # pyright: ignore[reportCallIssue]
+            self.extractor.extract, dynamic=False, isolate_recompiles=True
         )
+        self._embed = torch._inductor.config.patch(freezing=True)(compiled)
         try:
             self._part(images[: self.batch_size])
         except TorchDynamoException as error:
