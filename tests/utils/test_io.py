@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import logging
 import os
@@ -222,18 +223,32 @@ def test_a_folder_that_cannot_be_written_to(checkpoints: Path) -> None:
 
 
 def test_a_wrong_file_does_not_stay(web: WebServer, checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
-    web.answers = {"/model.ckpt": Answer(b"<html>please log in</html>")}
+    web.answers = {"/model.ckpt": Answer(b"other", etag='"1"')}
     for kind, hashed in [("md5", md5), ("sha256", sha256)]:
-        found = hashed(b"<html>please log in</html>")
+        found = hashed(b"other")
         with pytest.raises(DownloadError, match=f"the hash {kind}:{found} instead of {kind}:{hashed(CONTENT)}"):
             download_checkpoint(f"{web.url}/model.ckpt", f"{kind}:{hashed(CONTENT)}")
-        assert names(checkpoints) == begun(checkpoints) == []
+        assert names(checkpoints) == list(checkpoints.glob(".*partial*")) == []
     (checkpoints / "model.ckpt").write_bytes(b"of last year")
     web.answers = {"/model.ckpt": Answer(CONTENT)}
     with caplog.at_level(logging.INFO):
         path = download_checkpoint(f"{web.url}/model.ckpt", md5(CONTENT))
     assert Path(path).read_bytes() == CONTENT
     assert "has not the hash" in caplog.text
+
+
+@pytest.mark.parametrize("hash_md5", [None, md5(CONTENT)])
+def test_a_web_page_is_no_checkpoint(web: WebServer, checkpoints: Path, hash_md5: str | None) -> None:
+    page = b"\n<!DOCTYPE html><html><head><TITLE>Drive - Quota\n exceeded</TITLE></head></html>"
+    web.answers = {"/model.ckpt": Answer(page)}
+    with pytest.raises(DownloadError, match=f"{web.url}/model.ckpt gave a web page, 'Drive - Quota exceeded', instead"):
+        download_checkpoint(f"{web.url}/model.ckpt", hash_md5)
+    assert names(checkpoints) == list(checkpoints.glob(".*partial*")) == []
+    web.answers = {"/model.ckpt": Answer(b"<html>please log in</html>")}
+    with pytest.raises(DownloadError, match="gave a web page instead"):
+        download_checkpoint(f"{web.url}/model.ckpt", hash_md5)
+    web.answers = {"/model.ckpt": Answer(page)}
+    assert Path(download_checkpoint(f"{web.url}/model.ckpt", md5(page))).read_bytes() == page  # who wants one, gets it
 
 
 def test_sources_are_tried_in_order(web: WebServer, checkpoints: Path) -> None:
@@ -278,6 +293,31 @@ def test_one_call_goes_on_as_long_as_something_comes(web: WebServer, checkpoints
     web.answers = {"/model.ckpt": [whole._replace(stops_at=MB), whole._replace(stops_at=2 * MB), whole]}
     assert Path(download_checkpoint(f"{web.url}/model.ckpt", md5(CONTENT))).read_bytes() == CONTENT
     assert web.sent == [MB, MB, len(CONTENT) - 2 * MB]
+
+
+def test_without_hash_and_validator_one_call_asks_once(web: WebServer, checkpoints: Path) -> None:
+    web.answers = {"/model.ckpt": [Answer(CONTENT, stops_at=2 * MB), Answer(status=404)]}  # 404: asked for ever
+    with pytest.raises(DownloadError, match="broke off"):
+        download_checkpoint(f"{web.url}/model.ckpt", None)
+    assert len(web.requests) == 1
+
+
+def test_a_download_lets_those_of_like_names_be(web: WebServer, checkpoints: Path) -> None:
+    web.answers = {"/model.ckpt": Answer(CONTENT), "/model.ckpt.old": Answer(CONTENT, stops_at=1000)}
+    with pytest.raises(DownloadError, match="broke off"):
+        download_checkpoint(f"{web.url}/model.ckpt.old", md5(CONTENT))
+    download_checkpoint(f"{web.url}/model.ckpt", md5(CONTENT))
+    assert begun(checkpoints) == [1000]
+
+
+def test_a_full_disk_is_named(web: WebServer, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(oml.utils.io, "_chunks", full)
+    web.answers = {"/model.ckpt": Answer(CONTENT)}
+    with pytest.raises(OSError, match=rf"No space left on device: '{checkpoints}/\.model\.ckpt\.\w+\.partial'"):
+        download_checkpoint(f"{web.url}/model.ckpt", md5(CONTENT))
 
 
 @pytest.mark.parametrize(

@@ -312,15 +312,30 @@ def _download(source: str, path: Path, wanted: str | None) -> Path:
         begun.unlink()
         _fill(begun, url, checked=True)
         found = _hash_like(wanted, begun)
-    if found != wanted:
-        begun.unlink()
-        raise DownloadError(f"{source} gave a file with the hash {found} instead of {wanted}.")
+    wrong = f"a file with the hash {found} instead of {wanted}" if found != wanted else ""
+    if wanted is None or wrong:
+        wrong = _web_page(begun) or wrong
+    if wrong:
+        for rest in path.parent.glob(f"{escape(begun.name)}*"):
+            rest.unlink()
+        raise DownloadError(f"{url} gave {wrong}.")
     begun.replace(path)
-    for rest in path.parent.glob(f".{escape(path.name)}.*.partial*"):
+    for rest in path.parent.glob(f".{escape(path.name)}.????????.partial*"):
         rest.unlink()
     if wanted is not None:
         _note_right(path, wanted)
     return path
+
+
+def _web_page(file: Path) -> str:
+    """What a web page is called, such as one that asks to log in; empty if the file is none."""
+    with file.open("rb") as opened:
+        start = opened.read(2**14)
+    if not re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype )?html\b", start, re.IGNORECASE):
+        return ""
+    title = re.search(rb"<title[^>]*>(.*?)</title>", start, re.IGNORECASE | re.DOTALL)
+    named = f", {' '.join(title[1].decode(errors='replace').split())!r}," if title else ""
+    return f"a web page{named} instead of a file"
 
 
 def _fill(begun: Path, url: str, checked: bool) -> bool:
@@ -348,8 +363,12 @@ def _fill(begun: Path, url: str, checked: bool) -> bool:
                 note.write_text(_validator(response))
                 file.writelines(_chunks(response, url, start if goes_on else 0))
         except DownloadError:
-            if begun.stat().st_size < start + CHUNK:  # hardly anything came
+            useless = not checked and not note.read_text()
+            if useless or begun.stat().st_size < start + CHUNK:  # or hardly anything came
                 raise
+        except OSError as error:  # of the disk: when it is full, it does not say for what
+            error.filename = error.filename or str(begun)
+            raise
         else:
             return goes_on
 
