@@ -91,8 +91,8 @@ def test_architectures_are_those_of_torchvision() -> None:
     known = set(ResnetExtractor.constructors)
     assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"} < known
     assert all("resn" in name for name in known)
-    with pytest.raises(ValueError, match="no architecture 'resnet20'; there are .*resnet18.*resnet50_projector"):
-        ResnetExtractor(None, "resnet20", **ARGS)
+    with pytest.raises(ValueError, match="'resnet51', did you mean 'resnet50'. There are .*resnet50_projector"):
+        ResnetExtractor(None, "resnet51", **ARGS)
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

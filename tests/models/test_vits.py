@@ -261,6 +261,10 @@ def test_pixels_beyond_the_last_patch_do_not_count(make: Callable[..., Any], siz
         extractor(torch.zeros(1, 3, 7, 64))
 
 
+def test_no_images_have_no_embeddings() -> None:
+    assert dino()(images(batch=0)).shape == (0, 24)
+
+
 @torch.no_grad()
 def test_multi_scale_averages() -> None:
     extractor, x = dino(), images(64, 96)

@@ -126,7 +126,7 @@ class TimmExtractor(IExtractor):
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
         """Embeddings of normalised images."""
-        check_images("TimmExtractor", x)
+        check_images(self, x)
         x = whole_patches(f"TimmExtractor({self.arch})", x, self._patch)
         try:
             embeddings = self.head(self._pool(x))

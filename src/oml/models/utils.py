@@ -4,6 +4,7 @@ import builtins
 import logging
 import re
 import sys
+import warnings
 from _compat_pickle import IMPORT_MAPPING
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,18 +64,19 @@ def unknown_arch(owner: str, arch: str, known: Iterable[str]) -> str:
     return f"{owner} has no architecture {arch!r}{hint} {'There' if near else 'there'} are {', '.join(known)}."
 
 
-def check_images(owner: str, x: Any, channels: int = 3) -> None:
+def check_images(model: nn.Module, x: Any, channels: int = 3) -> None:
     """Check that ``x`` is a batch of images as models take them: floating-point numbers of shape (B, C, H, W).
 
     Args:
-        owner: who needs them, for the text of the error.
+        model: who needs them.
         x: what came.
         channels: of an image.
 
     Raises:
-        TypeError: ``x`` is no tensor, or not of floating-point numbers.
+        TypeError: ``x`` is no tensor, or not of floating-point numbers, or of float64 and the model is not.
         ValueError: It has another shape.
     """
+    owner = type(model).__name__
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner} needs a tensor of images, got {type(x).__name__}.")
     shape = tuple(x.shape)
@@ -83,6 +85,9 @@ def check_images(owner: str, x: Any, channels: int = 3) -> None:
             f"{owner} needs images of normalised floating-point numbers, got {x.dtype} of shape {shape}: apply a "
             "transform first, such as that of get_transforms_for_pretrained, which divides by 255 and normalises."
         )
+    # other types may be right within autocast, which leaves this one alone
+    if x.dtype == torch.float64 and (own := next(model.parameters(), x).dtype) != x.dtype:
+        raise TypeError(f"{owner} has parameters of {own}, got images of {x.dtype}, as NumPy makes: use x.float().")
     if len(shape) == 4 and shape[1] == channels:
         return
     if len(shape) == 3:
@@ -150,6 +155,9 @@ def load_weights(
         FileNotFoundError: There is no such file, nor such a name in the zoo.
         ValueError: The file cannot be read, see :func:`read_checkpoint`, or is of another architecture. Says which
             tensors are missing, unexpected or of other shapes, and of which architecture they look.
+
+    Warns:
+        UserWarning: The file has further weights of the same network, such as an average: says which are loaded.
     """
     path = weights_path(weights)
     checkpoint = read_checkpoint(path)
@@ -160,6 +168,12 @@ def load_weights(
         fit = min(fit, _fit(translate(checkpoint), needed), key=lambda one: one.problems)
     if fit.problems:
         raise ValueError(_misfit(path, module, fit, checkpoint))
+    if fit.rivals:
+        warnings.warn(
+            f"The checkpoint {str(path)!r} has weights of {type(module).__name__} more than once: those under "
+            f"{fit.prefix!r} are loaded, not those under {fit.rivals}. To load others, save them alone.",
+            stacklevel=2,
+        )
     del checkpoint  # of which tensors that are not needed may go
     on_meta = any(tensor.is_meta for tensor in needed.values())
     module.load_state_dict(
@@ -171,20 +185,21 @@ def load_weights(
 def read_checkpoint(path: Path | str) -> TStateDict:
     """The tensors of a checkpoint file by name.
 
-    Reads safetensors; torch's own format, bare or under the key ``state_dict`` or ``model``, from a Lightning
-    checkpoint with all that it holds besides; and TorchScript archives, of which the tensors alone are read.
-    Nothing that is not a tensor or plain data comes to life: the unpickler is that of ``weights_only=True``,
+    Reads safetensors; torch's own format, bare or under the key ``state_dict``, ``model_state_dict`` or ``model``,
+    from a Lightning checkpoint with all that it holds besides; and TorchScript archives, of which the tensors alone
+    are read. Nothing that is not a tensor or plain data comes to life: the unpickler is that of ``weights_only=True``,
     and instances of classes that it does not know become empty objects.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, would run code, or holds no named tensors.
+        ValueError: The file cannot be read, would run code, or holds no named tensors or others than dense ones.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load(path)
+        with torch.device("cpu"):
+            content = load_file(path) if path.suffix == ".safetensors" else _load(path)
     except Exception as error:  # on foreign bytes, readers raise whatever they stumble over
         raise ValueError(
             f"{str(path)!r} is no checkpoint of tensors alone: it is of another format, damaged, or holds objects "
@@ -193,25 +208,39 @@ def read_checkpoint(path: Path | str) -> TStateDict:
         ) from error
     if isinstance(content, _StandIn):
         content = dict(_tensors(content, ""))
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    state = {name: tensor for name, tensor in _items(content) if isinstance(tensor, Tensor)}
+    state = {name: value for name, value in _items(content) if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
+        names = [str(name) for name, _ in _items(content)][:5]
         raise ValueError(
-            f"The checkpoint {str(path)!r} holds no named tensors, neither bare nor under 'state_dict'. "
+            f"The checkpoint {str(path)!r} holds no named tensors, neither bare nor under 'state_dict'"
+            f"{f', but {names}' if names else ''}. "
             "Save the state_dict of the model: torch.save(model.state_dict(), path)."
+        )
+    if odd := [name for name, tensor in state.items() if not _is_dense(tensor)]:
+        raise ValueError(
+            f"The checkpoint {str(path)!r} holds {len(odd)} tensors that are sparse, quantised, parts of one that is "
+            f"spread over processes, or without numbers, first {odd[:3]}. Save dense ones."
         )
     return {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
 
 
 def _reason(error: Exception) -> str:
     """What went wrong, in short: the name that the unpickler refuses, or the first line of the error."""
-    name = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it names {name[1]}" if name else (str(error).splitlines() or [type(error).__name__])[0]
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # before it, torch advises to trust the file
+    name = re.search(r"GLOBAL (\S+)", text)
+    return f"it names {name[1]}" if name else (text.splitlines() or [type(error).__name__])[0]
 
 
-def _items(content: Any) -> Iterable[tuple[str, Any]]:
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is one block of numbers, as parameters are."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return plain and not tensor.is_quantized and not tensor.is_meta
+
+
+def _items(content: Any) -> Iterable[tuple[Any, Any]]:
     return content.items() if isinstance(content, Mapping) else ()
 
 
@@ -296,6 +325,8 @@ def _tensors(module: _StandIn, prefix: str) -> Iterator[tuple[str, Tensor]]:
 class _Fit(NamedTuple):
     """The tensors that a module needs, as far as a checkpoint has them, and the names of those that do not fit."""
 
+    prefix: str
+    rivals: list[str]  # prefixes of other weights that fit as well
     state: TStateDict
     missing: list[str]
     unexpected: list[str]
@@ -326,9 +357,17 @@ def _fit(checkpoint: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> _Fit
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:
         state[name] = torch.zeros_like(needed[name], device="cpu")
         missing.remove(name)
+    rivals = [
+        prefix
+        for prefix, score in scores.items()
+        if score == scores[best] and prefix != best and "encoder_k." not in prefix
+        if not all(_equal(checkpoint.get(prefix + name), tensor) for name, tensor in state.items())
+    ]
     others = [key.removeprefix(best) for key in checkpoint if key.startswith(best) and key[len(best) :] not in needed]
     parts = {name.partition(".")[0] for name in needed}
     return _Fit(
+        prefix=best,
+        rivals=rivals,
         state=state,
         missing=missing,
         unexpected=[name for name in others if name.partition(".")[0] in parts],
@@ -337,9 +376,13 @@ def _fit(checkpoint: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> _Fit
     )
 
 
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in memory that is its own, for it becomes a parameter."""
-    tensor = tensor.to(dtype).contiguous()
+    """The tensor in memory that is its own, for it becomes a parameter, and where new ones are made."""
+    tensor = tensor.to(torch.get_default_device(), dtype).contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 

@@ -125,8 +125,8 @@ class ConcatSiamese(WithBackbone, IPairwiseModel):
 
     def forward(self, x1: _Images, x2: _Images) -> _Distances:
         """Logits of being a negative pair."""
-        check_images("ConcatSiamese", x1)
-        check_images("ConcatSiamese", x2)
+        check_images(self, x1)
+        check_images(self, x2)
         if x1.shape != x2.shape:
             raise ValueError(
                 f"ConcatSiamese needs images of one shape on both sides, got {tuple(x1.shape)} and {tuple(x2.shape)}."

@@ -14,7 +14,7 @@ from oml.interfaces.models import IExtractor
 from oml.models.fine_tuning import checkpoint_stages
 from oml.models.pictures import TPicture, draw_gradcam
 from oml.models.resnet.pooling import GEM
-from oml.models.utils import build, check_images
+from oml.models.utils import build, check_images, unknown_arch
 from oml.models.zoo import pretrained_models_of
 
 
@@ -73,7 +73,7 @@ class ResnetExtractor(IExtractor):
     ) -> None:
         super().__init__()
         if arch not in self.constructors:
-            raise ValueError(f"ResnetExtractor has no architecture {arch!r}; there are {', '.join(self.constructors)}.")
+            raise ValueError(unknown_arch("ResnetExtractor", arch, self.constructors))
         if weights in self.pretrained_models:
             own = self.pretrained_models[str(weights)]["init_args"]["arch"]
             if own != arch:
@@ -106,7 +106,7 @@ class ResnetExtractor(IExtractor):
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
         """Embeddings of normalised images."""
-        check_images("ResnetExtractor", x)
+        check_images(self, x)
         embeddings = self.model(x)
         return normalise(embeddings) if self.normalise_features else embeddings
 

@@ -131,7 +131,7 @@ class ViTCLIPExtractor(IExtractor):
         Raises:
             TypeError, ValueError: if these are no images, or smaller than a patch.
         """
-        check_images("ViTCLIPExtractor", x)
+        check_images(self, x)
         embeddings = self.visual(whole_patches(f"ViTCLIPExtractor({self.arch})", x, self.patch_size))
         return normalise(embeddings) if self.normalise_features else embeddings
 

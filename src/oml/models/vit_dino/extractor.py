@@ -28,8 +28,8 @@ class _DINOTransformer(VisionTransformer):
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         assert self.cls_token is not None
-        batch, height, width, dim = x.shape
-        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.view(batch, -1, dim)], dim=1)
+        batch, height, width, _ = x.shape
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.flatten(1, 2)], dim=1)
         return self.pos_drop(tokens + self._positions(height, width))
 
     def _positions(self, height: int, width: int) -> Tensor:
@@ -106,7 +106,7 @@ class ViTExtractor(IExtractor):
         Raises:
             TypeError, ValueError: if these are no images, or smaller than a patch.
         """
-        check_images("ViTExtractor", x)
+        check_images(self, x)
         if self.mscale:
             scales = (1.0, 2**-0.5, 0.5)
             embeddings = torch.stack([self._embed(_scaled(x, scale)) for scale in scales]).mean(dim=0)

@@ -111,7 +111,7 @@ class ViTUnicomExtractor(IExtractor):
         Raises:
             TypeError, ValueError: if these are no images, or of another size.
         """
-        check_images("ViTUnicomExtractor", x)
+        check_images(self, x)
         side = 336 if "336px" in self.arch else 224
         if x.shape[-2:] != (side, side):
             raise ValueError(
