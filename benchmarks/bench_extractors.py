@@ -9,7 +9,7 @@ Prints a JSON line per network and contender, after comparing the embeddings wit
 processes of their own; rounds are interleaved, ratios are taken round by round, times are CPU seconds of the process.
 The peer's environment is made the first time, which takes minutes and GB, see peers.py.
 
-    python benchmarks/bench_extractors.py                       # some minutes, half of them compiling
+    python benchmarks/bench_extractors.py                       # ten minutes, half of them compiling
     python benchmarks/bench_extractors.py --networks EfficientNet-Lite0 --contenders timm bfloat16 --rounds 3
     python benchmarks/bench_extractors.py --quick               # one round of 8 images without compiling, to see it run
 """

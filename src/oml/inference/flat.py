@@ -41,7 +41,8 @@ def extract_embeddings(
             :class:`oml.datasets.base.BaseDataset`; or as :func:`~oml.inference.fast.for_inference` does.
 
     Example:
-        An hour on one CPU core becomes 25 minutes for a ViT, less for a convolutional network::
+        On one CPU core with units for bfloat16, an hour becomes half of one for a ViT-S/16, and eight minutes for an
+        EfficientNet-Lite0::
 
             extract_embeddings(extractor, dataset, inference=Inference(dtype=torch.bfloat16, compile=True))
     """
