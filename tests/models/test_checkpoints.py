@@ -100,6 +100,7 @@ WRAPPERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
         "state_dict": {**under("module.encoder_k.", other(state)), **under("module.encoder_q.", state)},
     },
     "twice the same": lambda state: {**under("model.", state), **under("extractor.", state)},
+    "distilled": lambda state: {**under("old.", {name: torch.ones(2, 2) for name in state}), **under("model.", state)},
     "numbers as names": lambda state: {0: torch.ones(1), **state},
     "a classifier besides": lambda state: {**under("m.", state), "m.fc.weight": torch.ones(2, 4)},
     "no counters": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
