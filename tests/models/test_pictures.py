@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from oml.interfaces.models import IExtractor
-from oml.models import TimmExtractor, ViTExtractor
+from oml.models import ExtractorWithMLP, TimmExtractor, ViTExtractor
 from oml.models.pictures import (
     attention_map,
     attention_weights,
@@ -320,15 +320,17 @@ def test_grad_cam_says_what_is_wrong(rng: torch.Generator) -> None:
     class Frozen(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = TinyCNN()
+            self.model, self.head = TinyCNN(), nn.Identity()
 
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
-                return self.model(x)
+                embeddings = self.model(x)
+            return self.head(embeddings)
 
     frozen, images = Frozen(), torch.randn(1, 3, 9, 9, generator=rng)
-    with pytest.raises(ValueError, match=r"frozen backbone: call its unfreeze\(\)"):
-        grad_cam(frozen, frozen.model.relu, images)
+    for frozen.head in (nn.Identity(), nn.Linear(4, 2)):  # a head that learns does not help
+        with pytest.raises(ValueError, match="Frozen computes it without gradients"):
+            grad_cam(frozen, frozen.model.relu, images)
     with pytest.raises(ValueError, match=r"the one of Linear is \(1, 4\)"):
         grad_cam(frozen.model, frozen.model.fc, images)
     with pytest.raises(ValueError, match="of the type Conv2d, ran 0 times"):
@@ -337,6 +339,15 @@ def test_grad_cam_says_what_is_wrong(rng: torch.Generator) -> None:
         grad_cam(frozen, None, images)
     with pytest.raises(ValueError, match="VisionTransformer ends in no feature map"):
         grad_cam(tiny_vit(), None, torch.zeros(1, 3, 64, 64))
+
+
+def test_a_frozen_backbone_is_shown_as_one_that_learns(rng: torch.Generator) -> None:
+    extractor = ExtractorWithMLP(TimmExtractor(None, arch="test_resnet"), [8])
+    images = torch.randn(1, 3, 64, 64, generator=rng)
+    cam = grad_cam(extractor, None, images)
+    assert not extractor.train_backbone
+    extractor.unfreeze()
+    assert torch.equal(grad_cam(extractor, None, images), cam)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,10 @@ def test_pretrained_extractor_is_the_pooled_backbone(rng: torch.Generator) -> No
     expected = packaged_efficientnet_lite0().eval().forward_features(images).mean(dim=(2, 3))  # pyright: ignore[reportCallIssue]
     torch.testing.assert_close(extractor(images), expected)
     assert extractor.feat_dim == 1280
+    configs = [packaged_efficientnet_lite0().pretrained_cfg, ZOO["efficientnet_lite0_imagenet"].transforms["args"]]
+    assert [(list(config["mean"]), list(config["std"])) for config in configs] == [
+        ([127 / 255] * 3, [128 / 255] * 3)
+    ] * 2  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
 
 
 def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

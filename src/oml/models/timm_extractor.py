@@ -116,6 +116,10 @@ class TimmExtractor(IExtractor):
             layers.append(nn.BatchNorm1d(embedding_dim or pooled))
         self.head = nn.Sequential(*layers)
         self._feat_dim = embedding_dim or pooled
+        # pretrained_cfg is of the architecture's first weights; those that are meant can differ
+        config: Any = self.model.pretrained_cfg
+        config = {**config, **(entry.transforms["args"] if entry else {})}
+        self._mean_and_std: tuple[TNormParam, TNormParam] = tuple(config["mean"]), tuple(config["std"])
         if weights is not None and not packaged:
             self._load(weights, entry)
 
@@ -144,7 +148,7 @@ class TimmExtractor(IExtractor):
         """The image under a heat map of where a vision transformer looks, see :func:`oml.models.pictures.vis_vit`.
 
         Args:
-            image: uint8, ``(height, width, 3)``, or of PIL; not normalised, as timm's configuration says how.
+            image: uint8, ``(height, width, 3)``, or of PIL; not normalised, as the weights' configuration says how.
 
         Returns:
             A picture of the same type and size.
@@ -152,7 +156,7 @@ class TimmExtractor(IExtractor):
         Raises:
             ValueError: The backbone is no vision transformer, or its attention is of another kind.
         """
-        return vis_vit(self, image, *self._mean_and_std())
+        return vis_vit(self, image, *self._mean_and_std)
 
     def draw_gradcam(self, image: TPicture, target: TPicture | None = None) -> TPicture:
         """The image under a heat map of what makes its embedding long, see :func:`oml.models.pictures.draw_gradcam`.
@@ -160,7 +164,7 @@ class TimmExtractor(IExtractor):
         A backbone without its classifier has no classes, and the more it recognises the longer its embedding is.
 
         Args:
-            image: uint8, ``(height, width, 3)``, or of PIL; not normalised, as timm's configuration says how.
+            image: uint8, ``(height, width, 3)``, or of PIL; not normalised, as the weights' configuration says how.
             target: a second image: then the map shows what makes the embeddings of both alike.
 
         Returns:
@@ -170,11 +174,7 @@ class TimmExtractor(IExtractor):
             ValueError: The backbone ends in no feature map, as vision transformers do.
         """
         goal = target if target is not None else lambda embeddings: embeddings.norm(dim=1)
-        return draw_gradcam(self, image, goal, *self._mean_and_std())
-
-    def _mean_and_std(self) -> tuple[TNormParam, TNormParam]:
-        config: Any = self.model.pretrained_cfg
-        return config["mean"], config["std"]
+        return draw_gradcam(self, image, goal, *self._mean_and_std)
 
     @classmethod
     def from_pretrained(cls, weights: str) -> "TimmExtractor":

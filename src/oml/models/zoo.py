@@ -110,6 +110,7 @@ def find_entry(name: str) -> ZooEntry:
     Raises:
         KeyError: There is no such name; the text has the near ones.
         DownloadError: It begins with ``hf-hub:``, and the configuration cannot be downloaded.
+        ValueError: It begins with ``hf-hub:``, and ``TimmExtractor`` cannot build the model.
 
     Example:
         >>> find_entry("vits16_dino").sources
@@ -175,6 +176,7 @@ def _lookup(name: str) -> ZooEntry | None:
 
 def _hint(name: str) -> str:
     """Names that are near: of the table before others of timm's; those of an architecture's weights."""
+    name = name.lower()
     near = timm.list_pretrained(f"{name}.*") if timm.is_model(name) else get_close_matches(name, ZOO)
     near = near or get_close_matches(name, timm.list_pretrained())
     return f"; did you mean {' or '.join(near[:3])}?" if near else "; 'oml zoo list' has those there are."
@@ -207,6 +209,8 @@ def _timm_entry(name: str, size: int | None = None, figures: Sequence[Figure] = 
 def _hub_entry(name: str) -> ZooEntry:
     """Of a repository with a ``config.json`` as timm writes it."""
     repository = name.removeprefix("hf-hub:")
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", repository):
+        raise KeyError(f"There is no model {name!r}; models on the Hugging Face Hub are named hf-hub:org/model.")
     config = json.loads(download_from_hub(f"{repository}/config.json").read_text())
     further = config.get("model_args") or {}
     if unknown := [key for key in further if key != "img_size"]:
