@@ -59,7 +59,7 @@ def eager(make: Callable[[], nn.Module], memory_format: torch.memory_format | No
             model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
         @torch.no_grad()
-        def run(x: Tensor, _: Tensor) -> Tensor:
+        def run(x: Tensor, _labels: Tensor) -> Tensor:
             return model(x if memory_format is None else x.contiguous(memory_format=memory_format))
 
         return run
@@ -74,7 +74,7 @@ def setting(network: str, **how: Any) -> TMake:
         model = extractor(network)
         fast: list[FastExtractor] = []  # made of the first batch
 
-        def run(x: Tensor, _: Tensor) -> Tensor:
+        def run(x: Tensor, _labels: Tensor) -> Tensor:
             if not fast:
                 fast.append(for_inference(model, x, Inference(report=None, **how)))
             return fast[0].extract(x)
@@ -124,7 +124,7 @@ def products(network: str, dtype: torch.dtype) -> TMake:
         shapes: list[tuple[int, int, int, int]] = []
 
         @torch.no_grad()
-        def run(x: Tensor, _: Tensor) -> None:
+        def run(x: Tensor, _labels: Tensor) -> None:
             if not shapes:
                 with Products() as taken:
                     model(x[:BATCH])
