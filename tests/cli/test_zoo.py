@@ -38,6 +38,17 @@ def test_the_table(oml: Oml) -> None:
     assert "k-NN accuracy 0.790 at 224 px [" in output  # other than the side of the transforms
 
 
+def test_a_narrow_terminal(oml: Oml, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    table, _, _ = oml("zoo")[1].partition("\n[1]")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
+    assert set(ZOO) <= set(table.split())
+    assert "1,713" in table.split()
+
+
 def test_filters(oml: Oml, from_web: WebServer, checkpoints: Path) -> None:
     def found(*arguments: str) -> list[str]:
         code, output, _ = oml("zoo", "list", "--json", *arguments)

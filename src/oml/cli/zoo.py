@@ -192,10 +192,13 @@ def _print_table(entries: "list[ZooEntry]") -> None:
     if not sys.stdout.isatty():
         console.width = 200  # a file has no edge; rich would take 80
     protocols = list(dict.fromkeys(figure.protocol for entry in entries for figure in entry.figures))
-    table = Table("name", "extractor", "MB", "px", "licence", "here", "figures", box=SIMPLE)
-    for column in (2, 3):
-        table.columns[column].justify = "right"
-    table.columns[0].no_wrap = True
+    titles = ["name", "extractor", "MB", "px", "licence", "here", "figures"]
+    if console.width < 120:  # 'oml zoo show' and --json have the others
+        titles = ["name", "MB", "px", "figures"]
+    table = Table(box=SIMPLE)
+    for title in titles:
+        number = title in ("MB", "px")
+        table.add_column(title, no_wrap=number or title == "name", justify="right" if number else "left")
     for entry in entries:
         args = entry.transforms["args"]
         side = args.get("crop_size", args.get("im_size", ""))
@@ -205,15 +208,16 @@ def _print_table(entries: "list[ZooEntry]") -> None:
             + f"[{protocols.index(each.protocol) + 1}]"
             for each in entry.figures
         )
-        table.add_row(
-            entry.name,
-            entry.extractor,
-            "" if entry.size is None else f"{entry.size / 1e6:,.0f}",
-            str(side),
-            entry.licence or "",
-            "yes" if local_file(entry) else "",
-            ", ".join(figures),
-        )
+        cells = {
+            "name": entry.name,
+            "extractor": entry.extractor,
+            "MB": "" if entry.size is None else f"{entry.size / 1e6:,.0f}",
+            "px": str(side),
+            "licence": entry.licence or "",
+            "here": "yes" if local_file(entry) else "",
+            "figures": ", ".join(figures),
+        }
+        table.add_row(*(cells[title] for title in titles))
     console.print(table)
     for number, protocol in enumerate(protocols, start=1):
         console.print(f"[{number}] {protocol}")

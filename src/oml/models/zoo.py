@@ -169,7 +169,7 @@ def count_bytes(name: str) -> int:
 def _lookup(name: str) -> ZooEntry | None:
     if name in ZOO:
         return ZOO[name]
-    if name.startswith("hf-hub:"):
+    if re.fullmatch(r"hf-hub:[^/\s]+/[^/\s]+", name):
         return _hub_entry(name)
     return _timm_entry(name) if "." in name and timm.models.is_model_pretrained(name) else None
 
@@ -177,6 +177,8 @@ def _lookup(name: str) -> ZooEntry | None:
 def _hint(name: str) -> str:
     """Names that are near: of the table before others of timm's; those of an architecture's weights."""
     name = name.lower()
+    if name.startswith("hf-hub:"):
+        return "; models on the Hugging Face Hub are named hf-hub:org/model."
     near = timm.list_pretrained(f"{name}.*") if timm.is_model(name) else get_close_matches(name, ZOO)
     near = near or get_close_matches(name, timm.list_pretrained())
     return f"; did you mean {' or '.join(near[:3])}?" if near else "; 'oml zoo list' has those there are."
@@ -209,8 +211,6 @@ def _timm_entry(name: str, size: int | None = None, figures: Sequence[Figure] = 
 def _hub_entry(name: str) -> ZooEntry:
     """Of a repository with a ``config.json`` as timm writes it."""
     repository = name.removeprefix("hf-hub:")
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", repository):
-        raise KeyError(f"There is no model {name!r}; models on the Hugging Face Hub are named hf-hub:org/model.")
     config = json.loads(download_from_hub(f"{repository}/config.json").read_text())
     further = config.get("model_args") or {}
     if unknown := [key for key in further if key != "img_size"]:
