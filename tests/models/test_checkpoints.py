@@ -325,6 +325,15 @@ def test_a_deeper_network_is_another_one(net: Net, tmp_path: Path) -> None:
         load_weights(net, tmp_path / "weights.ckpt")
 
 
+def test_weights_of_a_part_are_told(net: Net, tmp_path: Path) -> None:
+    """As those of a backbone, for an extractor with a head."""
+    torch.save(under("module.", net.state_dict()), tmp_path / "weights.ckpt")
+    whole = nn.ModuleDict({"head": nn.Linear(4, 2), "extractor": nn.ModuleDict({"model": Net()})})
+    with pytest.raises(ValueError, match=r"has weights of the part 'extractor.model': .*load_weights\(it\.extr"):
+        load_weights(whole, tmp_path / "weights.ckpt")
+    load_weights(whole.extractor.model, tmp_path / "weights.ckpt")  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("arch", ["vitb8", "vits16", "resnet50", "vitb32_224", "vitl14_336", "vitb16_unicom"])
 def test_the_architecture_of_a_checkpoint_is_guessed(arch: str, tmp_path: Path) -> None:
     from oml import models

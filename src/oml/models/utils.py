@@ -400,8 +400,17 @@ def _misfit(path: Path, module: nn.Module, fit: _Fit, checkpoint: TStateDict) ->
             for name in fit.misshaped[:3]
         ]
         facts.append(f"has {len(fit.misshaped)} of other shapes, first {', '.join(shapes)}")
-    guess = _guess(checkpoint)
-    looks = f"It looks like weights of {guess}." if guess else "Is it of another architecture?"
+    parts = module.named_modules() if 2 * len(fit.missing) > len(needed) else ()
+    states = ((name, part.state_dict()) for name, part in parts)
+    most = (name for name, state in states if 2 * len(state) > len(needed) and not _fit(checkpoint, state).problems)
+    if part := next(most, None):
+        looks = (
+            f"It has weights of the part {part!r}: build it all without weights, then load_weights(it.{part}, path)."
+        )
+    elif guess := _guess(checkpoint):
+        looks = f"It looks like weights of {guess}."
+    else:
+        looks = "Is it of another architecture?"
     return f"The checkpoint {str(path)!r} does not fit {type(module).__name__}: it {'; '.join(facts)}. {looks}"
 
 
