@@ -122,12 +122,18 @@ def test_frozen_layers_keep_weights_and_statistics(rng: torch.Generator) -> None
     for parameter in extractor.parameters():  # timm starts residual branches with zeros: nothing could move in them
         nn.init.uniform_(parameter, 0.0, 0.1)
     layers, head = number_layers(extractor)
+    optimizer = torch.optim.AdamW(extractor.parameters(), lr=0.1, weight_decay=0.1)
+
+    def learn() -> None:
+        embeddings = extractor(torch.randn(4, 3, 64, 64, generator=rng))
+        (embeddings * torch.linspace(-1, 1, 16).reshape(4, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)  # a gradient of zeros would let momentum and weight decay go on
+
+    learn()
     stopped = freeze_below(extractor, 1)
     before = {name: tensor.clone() for name, tensor in extractor.state_dict().items()}
-    optimizer = torch.optim.AdamW(extractor.parameters(), lr=0.1, weight_decay=0.1)
-    embeddings = extractor(torch.randn(4, 3, 64, 64, generator=rng))
-    (embeddings * torch.linspace(-1, 1, 16).reshape(4, 4)).sum().backward()
-    optimizer.step()
+    learn()
     for name, tensor in extractor.state_dict().items():
         moved = not torch.equal(tensor, before[name])
         assert moved == (layers[name] >= head - 1), name
@@ -135,6 +141,8 @@ def test_frozen_layers_keep_weights_and_statistics(rng: torch.Generator) -> None
     extractor.train()
     assert all(module.training for module in stopped)
     assert freeze_below(extractor, None) == []
+    stopped[0].eval()  # by somebody else, so that it is not ours to undo
+    assert freeze_below(extractor, 1) == stopped[1:]
 
 
 @pytest.fixture(scope="module")
