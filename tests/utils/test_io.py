@@ -130,6 +130,7 @@ def test_failing_downloads_leave_nothing(web, tmp_path: Path) -> None:
         "/empty": Answer(b"", 204),
         "/broken": Answer(b'{"detail": "disk on fire"}', 500),
         "/list": Answer(b"[1, 2]", 500),
+        "/around": Answer(status=302, headers={"Location": "/around"}),
     }
     file = tmp_path / "file"
     file.write_text("as it was")
@@ -139,6 +140,7 @@ def test_failing_downloads_leave_nothing(web, tmp_path: Path) -> None:
         (f"{web.url}/empty", "/empty answers with 204 No Content instead of 200."),
         (f"{web.url}/broken", "/broken answers with 500 Internal Server Error: disk on fire."),
         (f"{web.url}/list", "/list answers with 500 Internal Server Error."),
+        (f"{web.url}/around", "infinite loop. The last 30x error message was: Found."),
         (f"http://127.0.0.1:{unused_port()}/file", "Connection refused."),
     ]:
         for target in (file, None):

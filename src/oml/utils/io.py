@@ -439,7 +439,8 @@ def _ask(url: str, timeout: float, start: int = 0, validator: str = "") -> "HTTP
     except HTTPError as error:
         if start and error.code == _RANGE_NOT_SATISFIABLE:
             return error  # pyright: ignore[reportReturnType] (it is an answer, too)
-        raise DownloadError(f"{url} answers with {error.code} {error.reason}{_detail(error)}.") from error
+        reason = " ".join(str(error.reason).split())  # that of redirections has several lines
+        raise DownloadError(f"{url} answers with {error.code} {reason}{_detail(error)}.") from error
     except (OSError, HTTPException) as error:
         raise DownloadError(f"{url} cannot be reached: {_reason(error)}.") from error
     if response.status not in ((_OK, _PARTIAL) if start else (_OK,)):
