@@ -4,6 +4,8 @@ VENV ?= .venv
 # Further arguments of pip, such as an index with CPU builds of torch (see README, "Installation").
 PIP_ARGS ?=
 BIN := $(VENV)/bin
+# A process a core; the tests of a file stay together, as they share what took long to make.
+PARALLEL := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format types docs bench check clean
@@ -24,10 +26,10 @@ demo: $(VENV)/.installed-demo  ## install into .venv and run `oml demo`: train a
 	$(BIN)/oml demo
 
 test: $(VENV)/.installed-dev  ## install into .venv with the test needs and run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.installed-dev  ## the tests without those marked slow
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
 lint: $(VENV)/.installed-dev  ## ruff: lint and format check
 	$(BIN)/ruff check

@@ -14,8 +14,8 @@ os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = "/nonexistent/oml-tests-m
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _threads() -> None:
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture
