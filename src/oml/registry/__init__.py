@@ -4,8 +4,9 @@ from oml.registry.losses import LOSSES_REGISTRY
 from oml.registry.miners import MINERS_REGISTRY
 from oml.registry.models import EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY
 from oml.registry.optimizers import OPTIMIZERS_REGISTRY
-from oml.registry.samplers import SAMPLERS_REGISTRY
-from oml.registry.transforms import TRANSFORMS_REGISTRY
+from oml.registry.samplers import SAMPLERS_CATEGORIES_BASED, SAMPLERS_REGISTRY
+from oml.registry.schedulers import SCHEDULERS_REGISTRY
+from oml.registry.transforms import TRANSFORMS_ALBU, TRANSFORMS_REGISTRY, TRANSFORMS_TORCH
 
 #: folder of packaged configs -> the registry that builds them
 REGISTRIES = {
@@ -15,6 +16,7 @@ REGISTRIES = {
     "optimizer": OPTIMIZERS_REGISTRY,
     "pairwise_model": PAIRWISE_MODELS_REGISTRY,
     "sampler": SAMPLERS_REGISTRY,
+    "scheduler": SCHEDULERS_REGISTRY,
     "transforms": TRANSFORMS_REGISTRY,
 }
 
@@ -25,6 +27,10 @@ __all__ = [
     "OPTIMIZERS_REGISTRY",
     "PAIRWISE_MODELS_REGISTRY",
     "REGISTRIES",
+    "SAMPLERS_CATEGORIES_BASED",
     "SAMPLERS_REGISTRY",
+    "SCHEDULERS_REGISTRY",
+    "TRANSFORMS_ALBU",
     "TRANSFORMS_REGISTRY",
+    "TRANSFORMS_TORCH",
 ]

@@ -28,9 +28,9 @@ MINERS_REGISTRY = Registry(
 MINERS_REGISTRY.nested["miner"] = MINERS_REGISTRY
 
 
-def get_miner(miner_name: str, **kwargs: Any) -> ITripletsMiner:
+def get_miner(name: str, **kwargs: Any) -> ITripletsMiner:
     """A miner by its name and arguments."""
-    return MINERS_REGISTRY.build({"name": miner_name, "args": kwargs})
+    return MINERS_REGISTRY.build({"name": name, "args": kwargs})
 
 
 def get_miner_by_cfg(cfg: Mapping[str, Any]) -> ITripletsMiner:
