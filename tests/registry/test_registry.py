@@ -1,8 +1,13 @@
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from inspect import unwrap
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from oml.registry import REGISTRIES
 from oml.registry.registry import Registry
 
 
@@ -87,3 +92,163 @@ def test_users_add_their_own() -> None:
     registry = Registry("inner", {})
     registry["mine"] = Inner
     assert registry.build({"name": "mine"}).size == 1
+
+
+def test_the_decorator_adds_too() -> None:
+    registry = Registry("inner", {"small": Inner})
+
+    @registry.register("mine")
+    class Mine(Inner):
+        pass
+
+    @registry.register("of_three")
+    def of_three() -> Inner:
+        return Inner(size=3)
+
+    assert type(registry.build({"name": "mine"})) is Mine
+    assert registry.build({"name": "of_three"}).size == of_three().size == 3
+    with pytest.raises(ValueError, match=r"inner 'small' is .*\.Inner already: register .*\.Mine by another name"):
+        registry.register("small")(Mine)
+    assert registry["small"] is Inner
+
+
+def test_a_class_that_is_defined_again_replaces_the_first() -> None:
+    registry = Registry("inner", {})
+    for size in (1, 2):
+
+        @registry.register("mine")
+        def mine(size: int = size) -> Inner:
+            return Inner(size)
+
+    assert registry.build({"name": "mine"}).size == 2
+
+
+def test_the_decorator_needs_a_name() -> None:
+    with pytest.raises(TypeError, match=r"as @register\(\"mine\"\), got <class"):
+        unwrap(Registry.register)(INNER, Inner)  # pyright: ignore[reportArgumentType]
+
+
+MODULE = """
+from tests.registry.test_registry import BASED, Inner
+
+marks = []
+helper = print
+
+class Mine(Inner):
+    pass
+
+class Other:
+    def __init__(self, size=1):
+        marks.append("called")
+
+def function():
+    marks.append("called")
+    return Inner(size=8)
+
+@BASED.register("by_decorator")
+def registered(size=5):
+    return Inner(size)
+"""
+BASED = Registry("inner", {"small": Inner}, base=Inner)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """``their``, which a user wrote, with a module as it should be, and some that fail."""
+    modules = {
+        "__init__": "",
+        "parts": MODULE,
+        "lacks": "import no_such_package_at_all",
+        "fails": "raise RuntimeError('at once')",
+        "typo": "class Mine(:",
+    }
+    (tmp_path / "their").mkdir()
+    for module, text in modules.items():
+        (tmp_path / "their" / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    BASED.pop("by_decorator", None)
+    for module in modules:
+        sys.modules.pop(f"their.{module}", None)
+    sys.modules.pop("their", None)
+
+
+@pytest.mark.usefixtures("package")
+def test_import_paths() -> None:
+    built = BASED.build({"name": "their.parts.Mine", "args": {"size": 3}})
+    assert (built.__class__.__qualname__, built.size) == ("Mine", 3)
+    assert BASED.build({"name": "their.parts.registered"}).size == 5
+    assert BASED.build({"name": "by_decorator"}).size == 5
+    assert set(BASED) == {"small", "by_decorator"}
+    outer = Registry("outer", {"outer": Outer}, nested={"inner": BASED})
+    config = {"name": "outer", "args": {"margin": 1.0, "inner": {"name": "their.parts.Mine"}}}
+    assert outer.build(config, size=7).inner.size == 7
+    with pytest.raises(ValueError, match=r"The inner '.*\.parts\.Mine' has no argument 'siz': did you mean size"):
+        BASED.build({"name": "their.parts.Mine", "args": {"siz": 3}})
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("name", ["Other", "function", "helper", "marks"])
+def test_an_import_path_does_not_call_anything_at_all(name: str) -> None:
+    path = f"their.parts.{name}"
+    with pytest.raises(TypeError, match=rf"{path}' cannot be the inner: derive it from .*\.Inner, or register it"):
+        BASED.build({"name": path})
+    with pytest.raises(TypeError, match=rf"{path}' cannot be the inner: register it"):
+        INNER.build({"name": path})  # which has no base
+    assert import_module("their.parts").marks == []
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.eval", "subprocess.Popen", "pickle.load", "torch.load", "torch.hub.load"]
+)
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_a_config_cannot_call_what_is_no_component(kind: str, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}' cannot be the"):
+        REGISTRIES[kind].build({"name": name, "args": {}})
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("their.parts.Mne", r"The module 'their.parts' has no inner 'Mne'; did you mean Mine\?"),
+        ("their.parts.zzz", r"The module 'their.parts' has no inner 'zzz'; there are Inner, Mine, registered."),
+        ("their.part.Mine", r"there is no module 'their.part' to import: did you mean their.parts.Mine\?"),
+        ("theri.parts.Mine", r"there is no module 'theri' to import: did you mean their.parts.Mine"),
+        ("their.parts.Mine.Mine", r"there is no module 'their.parts.Mine' to import: install it, or set"),
+        ("zzzzzzzz.parts.Mine", r"there is no module 'zzzzzzzz' to import: install it, or set PYTHONPATH"),
+        ("smal.l", r"No inner is called 'smal.l', and there is no module 'smal' to import: did you mean small"),
+        ("small.", r"No inner is called 'small.'; did you mean small"),
+        (".small", r"No inner is called '.small'; did you mean small"),
+        ("a/b.ckpt", r"No inner is called 'a/b.ckpt'; there are small"),
+    ],
+)
+def test_an_import_path_that_leads_nowhere(name: str, text: str) -> None:
+    with pytest.raises(KeyError, match=text):
+        BASED.build({"name": name})
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("module", "error", "text"),
+    [
+        ("lacks", ModuleNotFoundError, "ModuleNotFoundError: No module named 'no_such_package_at_all'"),
+        ("fails", RuntimeError, "RuntimeError: at once"),
+        ("typo", SyntaxError, "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_module_that_fails(module: str, error: type[Exception], text: str) -> None:
+    name = f"their.{module}"
+    with pytest.raises(
+        ImportError, match=f"The inner '{name}.Mine' cannot be imported: {name} raises {text}"
+    ) as raised:
+        BASED.build({"name": f"{name}.Mine"})
+    assert type(raised.value.__cause__) is error
+
+
+@pytest.mark.parametrize(
+    "config", [{"name": None}, {"name": 3}, {"name": "small", "args": [1]}, {"name": "small", "args": "x"}]
+)
+def test_names_are_texts_and_args_mappings(config: dict) -> None:
+    with pytest.raises(ValueError, match="The inner's config needs a text as name and a mapping as args"):
+        INNER.build(config)

@@ -40,6 +40,7 @@ LOSSES_REGISTRY = Registry(
     },
     nested={"miner": MINERS_REGISTRY},
     takes_configs={"pml"},
+    base=nn.Module,
 )
 LOSSES_REGISTRY.nested["criterion"] = LOSSES_REGISTRY
 

@@ -24,6 +24,7 @@ MINERS_REGISTRY = Registry(
         "n_hard_triplets": NHardTripletsMiner,
         "triplets_with_memory": TripletMinerWithMemory,
     },
+    base=ITripletsMiner,
 )
 MINERS_REGISTRY.nested["miner"] = MINERS_REGISTRY
 

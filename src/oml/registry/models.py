@@ -42,7 +42,7 @@ class _Models(Registry):
         return super().build(config, **offered)
 
 
-EXTRACTORS_REGISTRY = _Models("extractor", {**BACKBONES, "extractor_with_mlp": ExtractorWithMLP})
+EXTRACTORS_REGISTRY = _Models("extractor", {**BACKBONES, "extractor_with_mlp": ExtractorWithMLP}, base=IExtractor)
 EXTRACTORS_REGISTRY.nested["extractor"] = EXTRACTORS_REGISTRY
 
 PAIRWISE_MODELS_REGISTRY = _Models(
@@ -53,6 +53,7 @@ PAIRWISE_MODELS_REGISTRY = _Models(
         "trivial_distance_siamese": TrivialDistanceSiamese,
     },
     nested={"extractor": EXTRACTORS_REGISTRY},
+    base=IPairwiseModel,
 )
 
 

@@ -21,6 +21,7 @@ OPTIMIZERS_REGISTRY = Registry(
         "rprop": optim.Rprop,
         "sgd": optim.SGD,
     },
+    base=optim.Optimizer,
 )
 
 

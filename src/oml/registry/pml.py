@@ -41,11 +41,11 @@ def _registries() -> tuple[Registry, Registry]:
             name=error.name,
         ) from error
     kinds = {
-        "distance": Registry("distance", _classes(distances)),
-        "loss": Registry("loss", _classes(losses)),
-        "miner": Registry("miner", _classes(miners)),
-        "reducer": Registry("reducer", _classes(reducers)),
-        "weight_regularizer": Registry("regularizer", _classes(regularizers)),
+        "distance": _registry("distance", distances),
+        "loss": _registry("loss", losses),
+        "miner": _registry("miner", miners),
+        "reducer": _registry("reducer", reducers),
+        "weight_regularizer": _registry("regularizer", regularizers),
     }
     nested = {
         **kinds,
@@ -58,12 +58,13 @@ def _registries() -> tuple[Registry, Registry]:
     return kinds["loss"], kinds["miner"]
 
 
-def _classes(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    return {
+def _registry(kind: str, module: ModuleType) -> Registry:
+    classes = {
         name: _with_all_arguments(value)
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, nn.Module) and not name.startswith(("Base", "Generic"))
     }
+    return Registry(kind, classes, base=nn.Module)
 
 
 def _with_all_arguments(constructor: type) -> Callable[..., Any]:

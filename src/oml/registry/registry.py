@@ -1,28 +1,46 @@
 """Names to constructors, and objects out of configs."""
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from oml.utils.misc import dictconfig_to_dict
 
+TConstructor = TypeVar("TConstructor", bound=Callable[..., Any])
+
 
 class Registry(dict[str, Callable[..., Any]]):
-    """The constructors of one kind of component by name; add your own by assignment before a config names it.
+    """The constructors of one kind of component by name. There are three ways to your own:
+
+    - by assignment, ``registry["mine"] = MyOptimizer``, before a config names it;
+    - by the decorator :meth:`register`, likewise;
+    - without an entry, if the config names an import path: ``name: my_package.my_module.MyOptimizer``.
+
+    A config that names an import path imports that module, which runs its code, so read the configs of strangers
+    before you use them. Of what is imported only a class derived from ``base``, or what the module has registered, is
+    called: ``os.system`` and the like are refused.
 
     Args:
         kind: what the entries are, for messages.
         entries: name -> constructor.
         nested: argument -> registry, for arguments that are configs of other components themselves, or lists of them.
         takes_configs: entries whose constructors get such arguments as they are, and build them themselves.
+        base: class, or classes, of which those behind import paths must be; none are by default, so that these must
+            be registered.
 
     Example:
-        >>> registry = Registry("optimizer", {"sgd": torch.optim.SGD})
+        >>> registry = Registry("optimizer", {"sgd": torch.optim.SGD}, base=torch.optim.Optimizer)
         >>> registry.build({"name": "sgd", "args": {"lr": 0.1}}, params=[torch.zeros(1)]).defaults["lr"]
         0.1
+        >>> registry.build({"name": "torch.optim.NAdam"}, params=[torch.zeros(1)]).defaults["lr"]
+        0.002
     """
 
     def __init__(
@@ -31,14 +49,68 @@ class Registry(dict[str, Callable[..., Any]]):
         entries: Mapping[str, Callable[..., Any]],
         nested: Mapping[str, "Registry"] | None = None,
         takes_configs: Collection[str] = (),
+        base: type | tuple[type, ...] = (),
     ) -> None:
         super().__init__(entries)
         self.kind = kind
         self.nested = dict(nested or {})
         self.takes_configs = set(takes_configs)
+        self.base = base if isinstance(base, tuple) else (base,)
 
     def __missing__(self, name: str) -> Callable[..., Any]:
         raise KeyError(f"No {self.kind} is called {name!r}; {_hint(name, self)}")
+
+    def register(self, name: str) -> Callable[[TConstructor], TConstructor]:
+        """A decorator that makes a class or a function an entry.
+
+        Raises:
+            ValueError: if another one has that name. Assign to replace it.
+
+        Example:
+            >>> registry = Registry("loss", {})
+            >>> @registry.register("mine")
+            ... class MyLoss(torch.nn.Module):
+            ...     pass
+            >>> registry.build({"name": "mine"})
+            MyLoss()
+        """
+        if not isinstance(name, str):
+            raise TypeError(f'@register needs the name of the {self.kind}, as @register("mine"), got {name!r}.')
+
+        def add(constructor: TConstructor) -> TConstructor:
+            old, new = path_of(self.get(name, constructor)), path_of(constructor)
+            if old != new:  # equal ones: a cell of a notebook that runs again
+                raise ValueError(f"The {self.kind} {name!r} is {old} already: register {new} by another name.")
+            self[name] = constructor
+            return constructor
+
+        return add
+
+    def find(self, name: str) -> Callable[..., Any]:
+        """The constructor of an entry, or behind an import path, which is imported.
+
+        Raises:
+            KeyError: if there is no such entry, module or name in the module; the text has the near ones.
+            TypeError: if the path leads to something that is neither of the right class nor registered.
+            ImportError: if the module cannot be imported: whatever it raised is its ``__cause__``.
+        """
+        parts = name.split(".")
+        if name in self or len(parts) < 2 or not all(part.isidentifier() for part in parts):
+            return self[name]
+        path, _, attribute = name.rpartition(".")
+        module = self._import(name, path)
+        if not hasattr(module, attribute):
+            known = [key for key, value in vars(module).items() if self._takes(value)]
+            raise KeyError(f"The module {path!r} has no {self.kind} {attribute!r}; {_hint(attribute, known)}")
+        found = getattr(module, attribute)
+        if not self._takes(found):
+            classes = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in self.base)
+            derive = f"derive it from {classes}, or " if classes else ""
+            raise TypeError(
+                f"{name!r} cannot be the {self.kind}: {derive}register it in its module, by the decorator "
+                f'.register("{attribute}") of the table in oml.registry.'
+            )
+        return found
 
     def build(self, config: Mapping[str, Any] | DictConfig, **offered: Any) -> Any:
         """The object that ``{"name": ..., "args": {...}}`` describes; ``args`` may be absent.
@@ -49,27 +121,57 @@ class Registry(dict[str, Callable[..., Any]]):
                 name, those of nested configs too, and takes precedence over the config.
 
         Raises:
-            KeyError: if there is no such name; the text has the near ones.
+            KeyError, ImportError: as :meth:`find`, of names that there are not.
             ValueError: if the config has other keys than ``name`` and ``args``, or ``args`` a key that the
                 constructor does not know.
-            TypeError: from the constructor, if an argument is missing.
+            TypeError: from the constructor, if an argument is missing, or as :meth:`find`.
         """
         config = dictconfig_to_dict(config)  # pyright: ignore[reportArgumentType]
         if not isinstance(config, Mapping) or "name" not in config or set(config) - {"name", "args"}:
-            raise ValueError(f"The config of a {self.kind} needs a name and may have args and nothing else: {config}.")
-        constructor, args = self[config["name"]], dict(config.get("args") or {})
+            raise ValueError(f"The {self.kind}'s config needs a name and may have args and nothing else: {config}.")
+        name, args = config["name"], config.get("args") or {}
+        if not isinstance(name, str) or not isinstance(args, Mapping):
+            raise ValueError(f"The {self.kind}'s config needs a text as name and a mapping as args: {config}.")
+        constructor, args = self.find(name), dict(args)
         parameters = signature(constructor).parameters
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
-        if (unknown := sorted(args.keys() - parameters.keys())) and not takes_any:
-            hints = "; ".join(f"{key!r}: {_hint(key, parameters)}" for key in unknown)
-            raise ValueError(f"The {self.kind} {config['name']!r} has no argument {hints}")
-        nested = {} if config["name"] in self.takes_configs else self.nested
+        if (unknown := sorted(args.keys() - parameters.keys(), key=str)) and not takes_any:
+            hints = "; ".join(f"{key!r}: {_hint(str(key), parameters)}" for key in unknown)
+            raise ValueError(f"The {self.kind} {name!r} has no argument {hints}")
+        nested = {} if name in self.takes_configs else self.nested
         for key, registry in nested.items():
             if isinstance(value := args.get(key), Mapping):
                 args[key] = registry.build(value, **offered)
             elif isinstance(value, list):
                 args[key] = [registry.build(each, **offered) if isinstance(each, Mapping) else each for each in value]
         return constructor(**{**args, **{key: value for key, value in offered.items() if key in parameters}})
+
+    def _import(self, name: str, path: str) -> ModuleType:
+        try:
+            return import_module(path)
+        except Exception as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing is None or not f"{path}.".startswith(f"{missing}."):  # something within the module is wrong
+                raise ImportError(
+                    f"The {self.kind} {name!r} cannot be imported: {path} raises {type(error).__name__}: {error}",
+                    name=path,
+                ) from error
+        parent, _, last = missing.rpartition(".")
+        folders = getattr(sys.modules.get(parent), "__path__", ()) if parent else None  # None: all of sys.path
+        near = get_close_matches(last, [module.name for module in iter_modules(folders)])
+        near = [".".join(filter(None, (parent, key))) + name.removeprefix(missing) for key in near]
+        near = get_close_matches(name, self) + near
+        hint = f"did you mean {' or '.join(near)}?" if near else "install it, or set PYTHONPATH to the folder it is in."
+        raise KeyError(f"No {self.kind} is called {name!r}, and there is no module {missing!r} to import: {hint}")
+
+    def _takes(self, value: Any) -> bool:
+        is_class = isinstance(value, type) and issubclass(value, self.base)
+        return is_class or any(value is entry for entry in self.values())
+
+
+def path_of(constructor: Callable[..., Any]) -> str:
+    """Its import path, such as ``torch.optim.sgd.SGD``."""
+    return f"{constructor.__module__}.{getattr(constructor, '__qualname__', constructor)}"
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

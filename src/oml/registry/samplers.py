@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch.utils.data import Sampler
+
 from oml.interfaces.samplers import IBatchSampler
 from oml.registry.registry import Registry
 from oml.samplers.balance import BalanceSampler
@@ -14,7 +16,9 @@ SAMPLERS_CATEGORIES_BASED = {
     "category_balance": CategoryBalanceSampler,
     "distinct_category_balance": DistinctCategoryBalanceSampler,
 }
-SAMPLERS_REGISTRY = Registry("sampler", {"balance": BalanceSampler, **SAMPLERS_CATEGORIES_BASED})
+SAMPLERS_REGISTRY = Registry(
+    "sampler", {"balance": BalanceSampler, **SAMPLERS_CATEGORIES_BASED}, base=(IBatchSampler, Sampler)
+)
 
 
 def get_sampler(name: str, **kwargs: Any) -> IBatchSampler:

@@ -23,6 +23,7 @@ SCHEDULERS_REGISTRY = Registry(
         "reduce_on_plateau": ReduceLROnPlateauPatch,
         "step": lr_scheduler.StepLR,
     },
+    base=lr_scheduler.LRScheduler,
 )
 
 

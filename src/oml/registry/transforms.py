@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import nn
+
 from oml.models.zoo import ZOO, find_entry
 from oml.registry.registry import Registry
 from oml.transforms.images.albumentations import (
@@ -44,7 +46,7 @@ TRANSFORMS_TORCH = Registry(
         "unicom_transforms": get_transforms_unicom,
     },
 )
-TRANSFORMS_REGISTRY = Registry("transform", {**TRANSFORMS_ALBU, **TRANSFORMS_TORCH})
+TRANSFORMS_REGISTRY = Registry("transform", {**TRANSFORMS_ALBU, **TRANSFORMS_TORCH}, base=nn.Module)
 
 
 def get_transforms(name: str, **kwargs: Any) -> TTransforms:
