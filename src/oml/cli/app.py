@@ -14,6 +14,7 @@ from oml.cli.check import check
 from oml.cli.compare import compare
 from oml.cli.convert import convert
 from oml.cli.demo import demo
+from oml.cli.registry import registry
 from oml.cli.split import split
 from oml.cli.transforms import transforms
 from oml.cli.zoo import zoo
@@ -30,6 +31,7 @@ app.command()(check)
 app.command()(compare)
 app.command()(convert)
 app.command()(demo)
+app.command()(registry)
 app.command()(split)
 app.add_typer(transforms)
 app.add_typer(zoo)

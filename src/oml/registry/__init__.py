@@ -4,6 +4,7 @@ from oml.registry.losses import LOSSES_REGISTRY
 from oml.registry.miners import MINERS_REGISTRY
 from oml.registry.models import EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY
 from oml.registry.optimizers import OPTIMIZERS_REGISTRY
+from oml.registry.overview import call_of
 from oml.registry.samplers import SAMPLERS_CATEGORIES_BASED, SAMPLERS_REGISTRY
 from oml.registry.schedulers import SCHEDULERS_REGISTRY
 from oml.registry.transforms import TRANSFORMS_ALBU, TRANSFORMS_REGISTRY, TRANSFORMS_TORCH
@@ -20,6 +21,24 @@ REGISTRIES = {
     "transforms": TRANSFORMS_REGISTRY,
 }
 
+
+def show_registry() -> None:
+    """Print what a config can name: for each group its keys, and the constructors with their signatures."""
+    groups = {
+        "Losses": [LOSSES_REGISTRY],
+        "Miners": [MINERS_REGISTRY],
+        "Models": [EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY],
+        "Optimizers": [OPTIMIZERS_REGISTRY],
+        "Samplers": [SAMPLERS_REGISTRY],
+        "Schedulers": [SCHEDULERS_REGISTRY],
+        "Augmentations": [TRANSFORMS_REGISTRY],
+    }
+    for group, registries in groups.items():
+        print(f"{group}:")  # noqa: T201 (what it is for)
+        for name, constructor in (item for registry in registries for item in registry.items()):
+            print(f"  {name}: {call_of(constructor)}")  # noqa: T201
+
+
 __all__ = [
     "EXTRACTORS_REGISTRY",
     "LOSSES_REGISTRY",
@@ -33,4 +52,5 @@ __all__ = [
     "TRANSFORMS_ALBU",
     "TRANSFORMS_REGISTRY",
     "TRANSFORMS_TORCH",
+    "show_registry",
 ]

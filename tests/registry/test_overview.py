@@ -1,0 +1,71 @@
+import re
+from functools import partial
+from inspect import signature
+
+import pytest
+from torch import nn
+
+from oml.registry import REGISTRIES, show_registry
+from oml.registry.overview import call_of, describe
+from oml.registry.registry import Registry
+
+
+def test_show_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    show_registry()
+    groups: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  "):
+            groups[list(groups)[-1]].append(line)
+        else:
+            groups[line] = []
+    expected = {
+        "Losses:": ["criterion"],
+        "Miners:": ["miner"],
+        "Models:": ["extractor", "pairwise_model"],
+        "Optimizers:": ["optimizer"],
+        "Samplers:": ["sampler"],
+        "Schedulers:": ["scheduler"],
+        "Augmentations:": ["transforms"],
+    }
+    assert list(groups) == list(expected)
+    assert sorted(kind for kinds in expected.values() for kind in kinds) == sorted(REGISTRIES)
+    for group, kinds in expected.items():
+        entries = [item for kind in kinds for item in REGISTRIES[kind].items()]
+        for line, (name, constructor) in zip(groups[group], entries, strict=True):
+            assert line.startswith(f"  {name}: {constructor.__name__}(")
+            assert all(key in line for key in signature(constructor).parameters)
+    assert "  triplet: TripletLoss(margin, reduction='mean', need_logs=False)" in groups["Losses:"]
+
+
+def of_a_user(size: "int", ratio: float = 0.5, *sizes: nn.Module, name: str = "a.b", **others: object) -> None:
+    """First of :class:`~torch.nn.Module`, e.g. of ``torch.nn``
+    on two lines.  And a second sentence.
+
+    More.
+    """
+
+
+def test_what_is_known_of_an_entry() -> None:
+    registry = Registry("thing", {"mine": of_a_user, "bare": lambda: None, "partial": partial(of_a_user, ratio=2)})
+    known = describe(registry, "thing", "mine")
+    assert known["call"] == "of_a_user(size, ratio=0.5, *sizes, name='a.b', **others)"
+    assert known["summary"] == "First of Module, e.g. of nn on two lines."
+    assert known["arguments"] == {
+        "size": {"type": "int"},
+        "ratio": {"type": "float", "default": "0.5"},
+        "sizes": {"type": "Module"},
+        "name": {"type": "str", "default": "'a.b'"},
+        "others": {"type": "object"},
+    }
+    assert known["config"] is None
+    assert describe(registry, "thing", "bare")["summary"] == ""
+    assert "ratio=2" in describe(registry, "thing", "partial")["call"]
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_summaries_are_sentences(kind: str) -> None:
+    for name in REGISTRIES[kind]:
+        summary = describe(REGISTRIES[kind], kind, name)["summary"]
+        assert re.fullmatch(r"[^`\n]{20,}\.", summary), name
+        assert not re.search(r":\w+:|[.] [A-Z]", summary), name
+        assert "<" not in call_of(REGISTRIES[kind][name])  # the repr of an object
