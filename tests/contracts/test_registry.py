@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from oml.const import CONFIGS_PATH
 from oml.models.zoo import ZOO
 from oml.registry import REGISTRIES
+from oml.registry.registry import Registry, path_of
 
 ENTRIES = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry]
 
@@ -155,3 +156,16 @@ def test_no_config_without_an_entry() -> None:
     assert {(path.parent.name, path.stem) for path in files} == set(ENTRIES)
     for path in files:  # 1e-5, for one, is a text to PyYAML and a number to OmegaConf
         assert yaml.safe_load(path.read_text()) == OmegaConf.to_container(OmegaConf.load(path))
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_import_paths_lead_to_the_entries(kind: str, name: str) -> None:
+    registry = REGISTRIES[kind]
+    path = path_of(registry[name])
+    assert registry.find(path) is registry[name]
+    if isinstance(registry[name], type):  # by its class alone
+        bare = Registry(registry.kind, {}, base=registry.base)
+        assert bare.find(path) is registry[name]
+    other = REGISTRIES["sampler" if kind != "sampler" else "miner"]
+    with pytest.raises(TypeError, match=f"cannot be the {other.kind}"):
+        other.find(path)
