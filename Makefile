@@ -4,8 +4,8 @@ VENV ?= .venv
 # Further arguments of pip, such as an index with CPU builds of torch (see README, "Installation").
 PIP_ARGS ?=
 BIN := $(VENV)/bin
-# A process a core; the tests of a file stay together, as they share what took long to make.
-PARALLEL := -n auto --dist loadfile
+# A process a core; neighbouring tests stay together while there are others, as they share what took long to make.
+PARALLEL := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format types docs bench check clean
