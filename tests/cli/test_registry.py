@@ -48,6 +48,7 @@ def test_one_entry(oml: Oml) -> None:
         "  strict: bool = False\n\n"
         f"# {file}\n{file.read_text()}"
     )
+    assert "\n\nNo arguments.\n\n# " in oml("registry", "miner", "hard_triplets")[1]
 
 
 def test_json(oml: Oml) -> None:

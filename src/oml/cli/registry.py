@@ -93,7 +93,7 @@ def _print_entry(entry: dict[str, Any]) -> None:
     typer.echo(f"{entry['kind']} {entry['name']}: {entry['constructor']}")
     if entry["summary"]:
         _print_wrapped("", entry["summary"])
-    typer.echo("\nArguments:")
+    typer.echo("\nArguments:" if entry["arguments"] else "\nNo arguments.")
     for name, argument in entry["arguments"].items():
         of = f": {argument['type']}" if "type" in argument else ""
         default = f" = {argument['default']}" if "default" in argument else ""
