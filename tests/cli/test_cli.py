@@ -106,7 +106,9 @@ def test_a_broken_image_in_the_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [20_000, 300_000])
 def test_a_full_disk(limit: int, tmp_path: Path) -> None:
     """No file may grow beyond the limit: first the table of the images cannot be written, then the checkpoint."""
-    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    # nor is Python to cut off a file of bytecode, which other tests would read
+    no_bytecode = "import sys; sys.dont_write_bytecode = True"
+    full = f"{no_bytecode}\nimport resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)"
     done = run("demo", *SMALL, cwd=tmp_path, preamble=full)
     line = error_line(done, code=1)
     assert "cannot write" in line

@@ -354,7 +354,9 @@ def test_a_root_below_a_file_is_an_error_of_the_system(tmp_path: Path) -> None:
 
 def run(root: Path, hash_seed: int, file_limit: int = resource.RLIM_INFINITY) -> subprocess.Popen:
     code = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit},) * 2)\n"
+        # or Python cuts off files of bytecode, which other tests would read
+        f"import resource, sys; sys.dont_write_bytecode = True\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit},) * 2)\n"
         f"from oml.datasets.glyphs import load_glyphs\nload_glyphs({str(root)!r}, **{SMALL})"
     )
     env = os.environ | {"PYTHONHASHSEED": str(hash_seed)}

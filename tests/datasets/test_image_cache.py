@@ -163,7 +163,8 @@ def test_copies_share_it_and_its_maker_removes_it() -> None:
 def test_a_full_disk_stops_the_caching_and_nothing_else() -> None:
     """In a process of its own, where no file may grow beyond a limit."""
     code = """
-import resource, signal, warnings
+import resource, signal, sys, warnings
+sys.dont_write_bytecode = True  # or Python cuts off a file of bytecode, which other tests would read
 import numpy as np
 from oml.datasets.image_cache import Decoded, DecodedImageCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
