@@ -80,7 +80,7 @@ class PMLLoss(nn.Module):
         else:
             mined = self._mine(features, labels)
             names = {0: "n_triplets"} if len(mined) == 3 else {0: "n_positive_pairs", 2: "n_negative_pairs"}
-            self.last_logs = {name: features.new_tensor(float(len(mined[role]))) for role, name in names.items()}
+            self.last_logs = {name: features.new_full((), float(len(mined[role]))) for role, name in names.items()}
             loss = self.loss(features, labels, mined)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise TypeError(f"{type(self.loss).__name__} has a reducer that gives more than a number; choose another.")

@@ -72,7 +72,7 @@ class TripletLoss(nn.Module):
 
 @torch.no_grad()
 def _logs(losses: Tensor, positive_distances: Tensor, negative_distances: Tensor) -> TLogs:
-    logs = {"n_triplets": torch.tensor(float(len(losses)), device=losses.device)}
+    logs = {"n_triplets": losses.new_full((), float(len(losses)))}
     if len(losses):
         logs |= {
             "active_tri": (losses > 0).float().mean(),

@@ -4,20 +4,49 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
 from oml.interfaces.models import IExtractor, IFreezable
+
+
+class _Mean(Metric):
+    """The mean of an epoch's values, of which only some are logged. Nothing waits for the device."""
+
+    full_state_update = False
+    total: Tensor
+    n: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("n", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, n: int) -> None:
+        """Take in the mean of ``n`` items."""
+        self.total = self.total + value.detach() * n
+        self.n = self.n + n
+
+    def compute(self) -> Tensor:
+        """The mean of all items."""
+        return self.total / self.n
 
 
 class ExtractorModule(pl.LightningModule):
     """An extractor, its loss and its optimizer.
 
     Training steps log ``<criterion_name>_loss`` (``loss`` if the criterion has no name) by step and epoch, the
-    criterion's ``last_logs`` and, with a scheduler, the learning rate ``lr`` by step. Validation and prediction
-    steps return their batch with the embeddings added, which :class:`MetricValCallback` takes up.
+    criterion's ``last_logs`` and, with a scheduler, the learning rate ``lr`` by step. Values by step are logged at
+    those steps that loggers write, every ``log_every_n_steps`` of the trainer, and at the first and last step of an
+    epoch: nothing else waits for the device. A progress bar has the loss of each step. The loss by epoch is the mean
+    over all items, those of other processes too.
+
+    Validation and prediction steps return their batch with the embeddings added, which :class:`MetricValCallback`
+    takes up.
 
     Args:
         extractor: makes the embeddings; checkpoints hold its weights under ``model.``.
@@ -69,6 +98,7 @@ class ExtractorModule(pl.LightningModule):
         self.embeddings_key = embeddings_key
         self.monitor_metric = scheduler_monitor_metric
         self.freeze_n_epochs = freeze_n_epochs
+        self._mean_loss = _Mean()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings."""
@@ -80,13 +110,14 @@ class ExtractorModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Freeze the extractor in the first ``freeze_n_epochs`` epochs, unfreeze it afterwards."""
+        self._mean_loss.reset()  # of a run that was interrupted
         if self.freeze_n_epochs and isinstance(self.model, IFreezable):
             if self.current_epoch < self.freeze_n_epochs:
                 self.model.freeze()
             else:
                 self.model.unfreeze()
 
-    def training_step(self, batch: dict[str, Any], *_: Any) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int = 0, *_: Any) -> Tensor:
         """The loss of a batch."""
         if self.criterion is None:
             raise ValueError("ExtractorModule needs a criterion to train; it was built without one.")
@@ -94,12 +125,16 @@ class ExtractorModule(pl.LightningModule):
         loss = self.criterion(embeddings, batch[self.labels_key])
 
         prefix = f"{name}_" if (name := getattr(self.criterion, "criterion_name", "")) else ""
-        size = len(embeddings)
-        self.log(f"{prefix}loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
-        if logs := getattr(self.criterion, "last_logs", None):
+        size, on_bar, is_due = len(embeddings), self._has_bar(), self._is_due(batch_idx)
+        if is_due or on_bar:
+            self._mean_loss(loss, size)
+            self.log(f"{prefix}loss", self._mean_loss, prog_bar=on_bar, on_step=True, on_epoch=True)
+        else:
+            self._mean_loss.update(loss, size)
+        if is_due and (logs := getattr(self.criterion, "last_logs", None)):
             self.log_dict(logs, on_step=True, on_epoch=False, batch_size=size)
-        if self.scheduler is not None:
-            self.log("lr", self.scheduler.get_last_lr()[0], prog_bar=True, on_step=True, on_epoch=False)
+        if is_due and self.scheduler is not None:
+            self.log("lr", self.scheduler.get_last_lr()[0], prog_bar=on_bar, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: dict[str, Any], *_: Any) -> dict[str, Any]:
@@ -131,6 +166,23 @@ class ExtractorModule(pl.LightningModule):
         if self.criterion is None:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("criterion.")}
+
+    def _has_bar(self) -> bool:
+        """Whether there is a progress bar: for its values Lightning waits for the device at every step."""
+        trainer = self._trainer
+        return trainer is not None and trainer.progress_bar_callback is not None
+
+    def _is_due(self, batch_idx: int) -> bool:
+        """Whether loggers write after this step, or it is the first or last one of an epoch, for callbacks.
+
+        To log a value takes Lightning longer than a small network a forward pass.
+        """
+        trainer = self._trainer
+        if trainer is None or not self.automatic_optimization:
+            return True
+        step, every = trainer.global_step + 1, trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        is_last = trainer.is_last_batch or trainer.should_stop or step == trainer.max_steps
+        return batch_idx == 0 or is_last or (every > 0 and step % every == 0)
 
     def _warn_of_idle_parameters(self, optimizer: Optimizer) -> None:
         optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
