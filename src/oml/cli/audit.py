@@ -63,9 +63,10 @@ def audit(
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     with console.status("Loading torch"):
         from oml.datasets.table import read_table
+        from oml.inference.embedding_files import read_embeddings
         from oml.report.audit import audit_table
         from oml.report.audit_page import audit_page
-        from oml.report.embedding_file import read_embeddings, rows_of_embeddings
+        from oml.report.embedding_file import rows_of_embeddings
         from oml.utils.io import atomic_path, new_folder
     try:
         content = read_table(table, sep)
