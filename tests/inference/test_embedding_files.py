@@ -166,6 +166,16 @@ def test_what_fails_leaves_what_was_there(suffix: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "e[1].json"
+    with EmbeddingWriter(path) as first:
+        with EmbeddingWriter(path) as second:
+            second.write(torch.ones(1, 1), paths=["b"])
+        first.write(torch.ones(1, 1), paths=["a"])
+    assert path.read_text() == '{"a": [1.0]}'
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"to .parquet, .safetensors or .json, got '.*e.npy'"):
         EmbeddingWriter(tmp_path / "e.npy")
@@ -324,7 +334,7 @@ def test_a_killed_process_leaves_no_file_of_the_name(suffix: str, tmp_path: Path
         read_embeddings(path)
     with EmbeddingWriter(path) as writer:
         writer.write(torch.rand(1, 2), paths=["a"])
-    assert path.is_file()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 _MUCH = """

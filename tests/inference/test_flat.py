@@ -152,6 +152,10 @@ def test_what_no_rows_can_be_made_of(paths: list[Path], tmp_path: Path) -> None:
         inference_on_images(Mean(), [tmp_path / "none.jpg"], None, 0, 4)
     with pytest.raises(ValueError, match=r"makes \(4, 3, \d+, \d+\) of 4 images"):
         inference_on_images(nn.Identity(), paths, None, 0, 4)
+    boxes = [(0, 0, 5 + i, 5) for i in range(len(paths))]
+    for num_workers in (0, 1):
+        with pytest.raises(ValueError, match=r"images of one size, got \[3, 5, 5\], \[3, 5, 6\].*resize"):
+            inference_on_images(Mean(), paths, None, num_workers, 4, bboxes=boxes)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match="broken.jpg"):
         inference_on_images(Mean(), [*paths, tmp_path / "broken.jpg"], None, 0, 4)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -76,7 +77,16 @@ class _Items(Dataset):
 
 def _collate(items: list[tuple[int, Any]]) -> Batch:
     found = [(idx, item) for idx, item in items if not isinstance(item, Unreadable)]
-    entries = default_collate([item for _, item in found]) if found else {}
+    try:
+        entries = default_collate([item for _, item in found]) if found else {}
+    except RuntimeError as error:
+        shapes = {str(list(value.shape)) for _, item in found for value in item.values() if isinstance(value, Tensor)}
+        if len(shapes) < 2:
+            raise
+        raise ValueError(
+            f"A batch needs images of one size, got {', '.join(sorted(shapes)[:3])}: resize them by the transforms, or "
+            "take a batch_size of 1."
+        ) from error
     return Batch([idx for idx, _ in found], entries, [item for _, item in items if isinstance(item, Unreadable)])
 
 
@@ -166,7 +176,7 @@ def patient_bar(description: str, verbose: bool | None) -> Iterator[OnProgress |
 
         def on_progress(done: int, total: int) -> None:
             if not bar and (verbose or time.monotonic() - began > _PATIENCE):
-                bar.append(stack.enter_context(progress_bar(description)))
+                bar.append(stack.enter_context(progress_bar(description, Console(stderr=True))))
             if bar:
                 bar[0](done, total)
 

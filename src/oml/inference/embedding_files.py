@@ -5,7 +5,8 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -37,6 +39,7 @@ __all__ = [
 
 _IDS, _ENDS, _PADDING, _RUN = "ids", "path_ends", "padding", "oml_run"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_LOCK = ".lock"  # in the hidden folder of a writer
 _HEADER = 2048  # bytes kept free for the header of a .safetensors file
 _ROW_GROUP = 2**24  # bytes of embeddings
 _AT_ONCE = 2**14  # rows
@@ -57,7 +60,8 @@ class EmbeddingWriter:
     """A file of embeddings that grows by batches and needs the memory of one, however many there are.
 
     To be used in a ``with`` statement: the file gets its name at the end, if all went well; it replaces one of that
-    name. Before, there is a hidden folder beside it. The suffix tells the format:
+    name. Before, there is a hidden folder beside it; should the process be killed, the next writer of the file removes
+    it. The suffix tells the format:
 
     ===============  ============================================================================================
     .parquet, .pq    columns ``embeddings``, ``ids``, ``labels``, ``paths``; needs the extra ``parquet``
@@ -98,7 +102,12 @@ class EmbeddingWriter:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        with atomic_path(self.path) as temporary, closing(self._kind(temporary, self._run)) as file:
+        _remove_leftovers(self.path)
+        with (
+            atomic_path(self.path) as temporary,
+            FileLock(temporary.with_name(_LOCK)),
+            closing(self._kind(temporary, self._run)) as file,
+        ):
             yield file
             file.finish()
             file.close()
@@ -270,6 +279,13 @@ class _JsonFile:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What writers of this file left when they were killed; a writer at work has a lock."""
+    for lock in path.parent.glob(f".{escape(path.name)}.*/{_LOCK}"):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _bytes_of(tensor: Tensor) -> Any:
