@@ -121,11 +121,16 @@ def test_callbacks_find_the_last_step_of_a_short_run(stop: dict[str, Any], loade
     assert training.callback_metrics["triplet_loss_epoch"] == pytest.approx(torch.stack(seen.losses).mean().item())
 
 
-def test_the_bar_has_the_loss_of_each_step(loader: DataLoader, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [-1, 1000])
+def test_the_bar_has_a_recent_loss(
+    seconds: int, loader: DataLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oml.lightning.modules.extractor._BAR_SECONDS", seconds)
     shown, seen = [], Seen()
     look = LambdaCallback(on_train_batch_end=lambda trainer, *_: shown.append(dict(trainer.progress_bar_metrics)))
     trainer(tmp_path, callbacks=[seen, look], enable_progress_bar=True).fit(module(), loader)
-    assert [values["triplet_loss_step"] for values in shown] == pytest.approx([loss.item() for loss in seen.losses])
+    of_step = [i if seconds < 0 or i == N_STEPS - 1 else 0 for i in range(N_STEPS)]  # that all show, or first and last
+    assert [values["triplet_loss_step"] for values in shown] == pytest.approx([seen.losses[i].item() for i in of_step])
     assert "lr" in shown[0]
 
 

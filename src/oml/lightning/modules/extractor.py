@@ -1,5 +1,6 @@
 """Training an extractor under Lightning."""
 
+import time
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from torchmetrics import Metric
 
 from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
 from oml.interfaces.models import IExtractor, IFreezable
+
+_BAR_SECONDS = 0.2  # how old the loss in a progress bar may be
 
 
 class _Mean(Metric):
@@ -42,8 +45,8 @@ class ExtractorModule(pl.LightningModule):
     Training steps log ``<criterion_name>_loss`` (``loss`` if the criterion has no name) by step and epoch, the
     criterion's ``last_logs`` and, with a scheduler, the learning rate ``lr`` by step. Values by step are logged at
     those steps that loggers write, every ``log_every_n_steps`` of the trainer, and at the first and last step of an
-    epoch: nothing else waits for the device. A progress bar has the loss of each step. The loss by epoch is the mean
-    over all items, those of other processes too.
+    epoch: nothing else waits for the device. The loss in a progress bar is at most 0.2 seconds old. The loss by epoch
+    is the mean over all items, those of other processes too.
 
     Validation and prediction steps return their batch with the embeddings added, which :class:`MetricValCallback`
     takes up.
@@ -99,6 +102,7 @@ class ExtractorModule(pl.LightningModule):
         self.monitor_metric = scheduler_monitor_metric
         self.freeze_n_epochs = freeze_n_epochs
         self._mean_loss = _Mean()
+        self._last_log = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings."""
@@ -126,7 +130,8 @@ class ExtractorModule(pl.LightningModule):
 
         prefix = f"{name}_" if (name := getattr(self.criterion, "criterion_name", "")) else ""
         size, on_bar, is_due = len(embeddings), self._has_bar(), self._is_due(batch_idx)
-        if is_due or on_bar:
+        if is_due or (on_bar and time.monotonic() - self._last_log > _BAR_SECONDS):
+            self._last_log = time.monotonic()
             self._mean_loss(loss, size)
             self.log(f"{prefix}loss", self._mean_loss, prog_bar=on_bar, on_step=True, on_epoch=True)
         else:
