@@ -25,6 +25,7 @@ from oml.inference.embedding_files import (
     shard_path,
     write_embeddings,
 )
+from oml.inference.fast import Inference
 from oml.inference.flat import extract_embeddings
 from oml.interfaces.models import IExtractor
 from oml.utils.download_mock_dataset import download_mock_dataset
@@ -271,6 +272,12 @@ def test_unreadable_images_are_told(broken: list[str], tmp_path: Path) -> None:
     assert part.paths == broken[2:-1]
     assert part.labels is None
     torch.testing.assert_close(part.embeddings, extract_embeddings(Mean(), ListDataset(broken[2:-1])))
+    said: list[str] = []
+    with pytest.warns(UserWarning, match="left out 3"):  # the item to compare by is one of these
+        write_embeddings(
+            Mean(), dataset, out / "e.parquet", 1, on_unreadable="skip", inference=Inference(report=said.append)
+        )
+    assert "on 1 images" in said[0]
     with pytest.raises(ValueError, match="could not read any of 2 items.*broken_0.jpg"):
         write_embeddings(Mean(), ListDataset(broken[:2]), out / "none.parquet", on_unreadable="skip")
     with pytest.raises(ValueError, match="at least one item"):

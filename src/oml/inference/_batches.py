@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -127,10 +128,10 @@ def embed_batches(
     done = 0
     with temporary_setting_model_mode(model, set_train=False), _precision(device, use_fp16):
         if inference is not None and len(ids):
-            # items from all over the data set; the next ones, should these have no image
+            # items from all over the data set; or the first ones, should these have no image
             spread = torch.linspace(0, len(ids) - 1, min(batch_size, len(ids)), dtype=torch.float64).long().tolist()
-            sample = next(iter(loader([ids[i] for i in spread])))
-            if sample.ids:
+            batches = chain(loader([ids[i] for i in spread]), loader(ids))
+            if sample := next((batch for batch in batches if batch.ids), None):
                 embed = for_inference(embed, sample.entries[key], inference)
         for batch in loader(ids):
             if batch.ids:
