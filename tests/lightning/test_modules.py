@@ -115,6 +115,38 @@ def test_two_loaders_are_told_apart(val_loader: DataLoader, tmp_path: Path) -> N
     assert logged[0]["OVERALL/cmc/1/dataloader_idx_0"] == logged[1]["OVERALL/cmc/1/dataloader_idx_1"]
 
 
+def test_named_loaders_are_told_apart(val_loader: DataLoader, tmp_path: Path) -> None:
+    callback = MetricValCallback(metric(), loader_idx=1)
+    loaders = {"first": val_loader, "second": val_loader}
+    logged = trainer(tmp_path, callbacks=[callback]).validate(module(), loaders, verbose=False)
+    assert "OVERALL/cmc/1/dataloader_idx_1" in logged[1]
+
+
+def test_a_loader_that_is_not_there_is_an_error(val_loader: DataLoader, tmp_path: Path) -> None:
+    """Its metric would be missing, and nothing would tell."""
+    callback = MetricValCallback(metric(), loader_idx=1)
+    with pytest.raises(ValueError, match="loader_idx=1, the trainer has 1 validation loaders"):
+        trainer(tmp_path, callbacks=[callback]).validate(module(), val_loader, verbose=False)
+
+
+def test_steps_must_return_batches(val_loader: DataLoader, tmp_path: Path) -> None:
+    pl_module = module()
+    pl_module.validation_step = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(TypeError, match="needs validation steps that return their batch .* got NoneType"):
+        trainer(tmp_path, callbacks=[MetricValCallback(metric())]).validate(pl_module, val_loader, verbose=False)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_validation_in_half_precision(precision: str, val_loader: DataLoader, tmp_path: Path) -> None:
+    plain, half = (
+        trainer(tmp_path, callbacks=[MetricValCallback(metric())], precision=asked).validate(
+            module(), val_loader, verbose=False
+        )[0]
+        for asked in ("32-true", precision)
+    )
+    assert half == pytest.approx(plain, abs=0.2)
+
+
 @pytest.mark.parametrize("samples_in_getitem", [2, 3])
 def test_a_wrong_count_is_an_error(samples_in_getitem: int, val_loader: DataLoader, tmp_path: Path) -> None:
     callback = MetricValCallback(metric(), samples_in_getitem=samples_in_getitem)

@@ -12,10 +12,13 @@ import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from oml.interfaces.models import IExtractor
 from oml.lightning.modules.extractor import ExtractorModule
+from oml.losses.arcface import ArcFaceLoss
+from oml.losses.contrastive import SupConLoss
 from oml.losses.triplet import TripletLossWithMiner
 from oml.miners.inbatch_hard_tri import HardTripletsMiner
 
@@ -163,3 +166,88 @@ def test_losses_without_a_name_or_logs(named: bool, loader: DataLoader, tmp_path
     training.fit(module(criterion), loader)
     name = "norm_loss" if named else "loss"
     assert set(training.callback_metrics) == {name, f"{name}_step", f"{name}_epoch", "lr"}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_accumulated_and_clipped_gradients(every: int, loader: DataLoader, tmp_path: Path) -> None:
+    """Each micro-batch is mined by itself; a step has the mean of their gradients, cut to length."""
+    seen, logger = Seen(), CSVLogger(tmp_path, name=None, version="log")
+    settings: Any = {"callbacks": [seen], "logger": logger, "log_every_n_steps": every}
+    settings |= {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "limit_train_batches": 6}
+    pl_module = module()
+    trainer(tmp_path, **settings).fit(pl_module, loader)
+
+    plain = module()
+    assert plain.criterion is not None
+    assert isinstance(plain.optimizer, torch.optim.Optimizer)
+    for i, batch in zip(range(6), loader, strict=False):
+        (plain.criterion(plain(batch["input_tensors"]), batch["labels"]) / 2).backward()
+        if i % 2:
+            nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+            plain.optimizer.step()
+            plain.optimizer.zero_grad()
+            plain.optimizer.param_groups[0]["lr"] *= 0.5
+    torch.testing.assert_close(pl_module.state_dict(), plain.state_dict())
+
+    rows = pd.read_csv(tmp_path / "log" / "metrics.csv").dropna(subset="lr")
+    steps = list(range(every - 1, 3, every))
+    assert rows["step"].tolist() == steps
+    assert rows["lr"].tolist() == pytest.approx([0.1 * 0.5**i for i in steps])
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [TripletLossWithMiner(margin=0.2, need_logs=True), ArcFaceLoss(in_features=4, num_classes=2), SupConLoss()],
+    ids=["all triplets", "arcface", "supcon"],
+)
+def test_mixed_precision(criterion: nn.Module, loader: DataLoader, tmp_path: Path) -> None:
+    """The network works in bfloat16, the loss in float32, parameters keep their type."""
+    pl_module = module(criterion)
+    assert pl_module.optimizer is not None
+    if learnt := [*criterion.parameters()]:
+        pl_module.optimizer.add_param_group({"params": learnt})
+    before, types = [parameter.clone() for parameter in pl_module.parameters()], []
+    pl_module.model.register_forward_hook(lambda _, __, output: types.append(output.dtype))
+    training = trainer(tmp_path, precision="bf16-mixed", max_epochs=2)
+    training.fit(pl_module, loader)
+    assert set(types) == {torch.bfloat16}
+    name = getattr(criterion, "criterion_name", "")
+    assert training.callback_metrics[f"{name}_loss" if name else "loss"].isfinite()
+    for old, new in zip(before, pl_module.parameters(), strict=True):
+        assert new.dtype == torch.float32
+        assert new.isfinite().all()
+        assert (old != new).any()
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_plateau_lowers_the_learning_rate(interval: str, loader: DataLoader, tmp_path: Path) -> None:
+    """Also of a loss by step, which is as good as logged only now and then."""
+    pl_module, seen = module(), Seen()
+    assert pl_module.optimizer is not None
+    pl_module = ExtractorModule(
+        pl_module.model,
+        pl_module.criterion,
+        pl_module.optimizer,
+        ReduceLROnPlateau(pl_module.optimizer, factor=0.5, patience=0),
+        scheduler_interval=interval,
+        scheduler_monitor_metric=f"triplet_loss_{interval}",
+    )
+    trainer(tmp_path, callbacks=[seen], max_epochs=3, log_every_n_steps=100).fit(pl_module, loader)
+    values = torch.stack(seen.losses)
+    if interval == "epoch":
+        weights = torch.tensor([6.0] * (N_STEPS - 1) + [5.0])
+        values = (values.view(3, N_STEPS) * weights).sum(dim=1) / weights.sum()
+    best, n_worse = torch.inf, 0
+    for value in values.tolist():
+        better = value < best * (1 - 1e-4)
+        best, n_worse = (value, n_worse) if better else (best, n_worse + 1)
+    assert pl_module.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**n_worse)  # pyright: ignore[reportOptionalMemberAccess]
+    assert interval == "epoch" or n_worse > 3
+
+
+def test_a_plateau_needs_something_to_watch() -> None:
+    pl_module = module()
+    assert pl_module.optimizer is not None
+    scheduler = ReduceLROnPlateau(pl_module.optimizer)
+    with pytest.raises(ValueError, match="needs a scheduler_monitor_metric for ReduceLROnPlateau"):
+        ExtractorModule(pl_module.model, pl_module.criterion, pl_module.optimizer, scheduler)

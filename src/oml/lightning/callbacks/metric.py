@@ -48,15 +48,21 @@ class MetricValCallback(pl.Callback):
             names = [type(logger).__name__ for logger in trainer.loggers]
             raise ValueError(f"MetricValCallback logs images to a TensorBoardLogger, the trainer has {names}.")
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure that the loader is there: without it, the metric would be missing."""
+        if self.loader_idx >= (n_loaders := len(_loaders(trainer))):
+            raise ValueError(
+                f"MetricValCallback for {type(self.metric).__name__} was built with loader_idx={self.loader_idx}, the "
+                f"trainer has {n_loaders} validation loaders. They count from 0."
+            )
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Start afresh with the first batch."""
         if trainer.sanity_checking or dataloader_idx != self.loader_idx or batch_idx != 0:
             return
-        loaders = trainer.val_dataloaders
-        loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
-        self._expected = self.samples_in_getitem * len(loader.dataset)  # pyright: ignore[reportOptionalMemberAccess]
+        self._expected = self.samples_in_getitem * len(_loaders(trainer)[dataloader_idx].dataset)
         self._collected = 0
         self.metric.setup(num_samples=self._expected)
 
@@ -72,6 +78,11 @@ class MetricValCallback(pl.Callback):
         """Take in a batch; compute and log with the last one."""
         if trainer.sanity_checking or dataloader_idx != self.loader_idx:
             return
+        if not (isinstance(outputs, dict) and outputs):
+            raise TypeError(
+                "MetricValCallback needs validation steps that return their batch with the embeddings added, as those "
+                f"of ExtractorModule, got {type(outputs).__name__}."
+            )
         self._collected += len(next(iter(outputs.values())))
         if self._collected > self._expected:
             self._raise_on_count()
@@ -110,6 +121,13 @@ class MetricValCallback(pl.Callback):
             "data set), and that the trainer limits neither limit_val_batches nor overfit_batches, and that "
             "drop_last is off: metrics over a part of the data would mislead."
         )
+
+
+def _loaders(trainer: pl.Trainer) -> list[Any]:
+    loaders: Any = trainer.val_dataloaders
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
 
 
 def _flat(metrics: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

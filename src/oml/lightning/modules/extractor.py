@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
@@ -66,7 +66,7 @@ class ExtractorModule(pl.LightningModule):
             frozen, and then no longer; 0 leaves it as it is. :class:`FreezingSchedule` can do more.
 
     Raises:
-        ValueError: if an extractor is to be frozen that cannot be.
+        ValueError: if an extractor is to be frozen that cannot be, or ``ReduceLROnPlateau`` has nothing to watch.
     """
 
     def __init__(
@@ -89,6 +89,11 @@ class ExtractorModule(pl.LightningModule):
                 f"ExtractorModule can freeze extractors that are IFreezable, {type(extractor).__name__} is not, got "
                 f"freeze_n_epochs={freeze_n_epochs}. Wrap it in ExtractorWithMLP, or take the callback "
                 "FreezingSchedule."
+            )
+        if isinstance(scheduler, ReduceLROnPlateau) and scheduler_monitor_metric is None:
+            raise ValueError(
+                "ExtractorModule needs a scheduler_monitor_metric for ReduceLROnPlateau: what it is to watch, such as "
+                "'OVERALL/cmc/1' with scheduler_interval='epoch'."
             )
         self.model = extractor
         self.criterion = criterion
@@ -183,7 +188,8 @@ class ExtractorModule(pl.LightningModule):
         To log a value takes Lightning longer than a small network a forward pass.
         """
         trainer = self._trainer
-        if trainer is None or not self.automatic_optimization:
+        is_watched = self.monitor_metric is not None and self.scheduler_interval == "step"
+        if trainer is None or is_watched or not self.automatic_optimization:
             return True
         step, every = trainer.global_step + 1, trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         is_last = trainer.is_last_batch or trainer.should_stop or step == trainer.max_steps
