@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,7 @@ CONTENDERS: dict[str, tuple[bool, Callable[[], Any]]] = {
 @contextmanager
 def _trainer(callbacks: list[pl.Callback], folder: str | None, bar: bool) -> Iterator[pl.Trainer]:
     """A trainer that writes a CSV file every 50 steps, Lightning's default, into the folder, and tells nobody."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield pl.Trainer(
             accelerator="cpu",
             max_epochs=1,
@@ -266,11 +266,10 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     contender = CONTENDERS[sys.argv[1]][1]()
-    answers, sys.stdout = sys.stdout, sys.stderr  # progress bars and metrics are no answers
     for line in sys.stdin:
         request = json.loads(line)
         answer, seconds = run(contender, request)
-        print(json.dumps(answer if request["what"] == "check" else seconds), file=answers, flush=True)
+        print(json.dumps(answer if request["what"] == "check" else seconds), flush=True)
 
 
 if __name__ == "__main__":
