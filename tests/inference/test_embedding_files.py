@@ -220,6 +220,15 @@ def test_shards_read_as_one(suffix: str, tmp_path: Path) -> None:
         read_embeddings(path)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_shards_that_are_none(suffix: str, tmp_path: Path) -> None:
+    shard_path(tmp_path / f"e{suffix}", 0, 1).write_bytes(b"nothing at all")
+    with pytest.raises(ValueError, match=r"cannot be read from '\S+e-00000-of-00001"):
+        read_embeddings(tmp_path / f"e{suffix}")
+    with pytest.raises(ValueError, match="some at a time from .safetensors or .parquet"):
+        next(iterate_embeddings(tmp_path / "e.json"))
+
+
 class Mean(IExtractor):
     @property
     def feat_dim(self) -> int:

@@ -427,26 +427,14 @@ def read_embeddings(path: Path | str) -> Float[Tensor, "item dim"]:
         ModuleNotFoundError: A Parquet file without the extra ``parquet``.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".npy": _read_npy, ".parquet": _read_parquet, ".pq": _read_parquet}
-    if not path.is_file():
-        _whole(path)
-        parts = [rows for rows in iterate_embeddings(path) if len(rows.embeddings)]
-        embeddings = torch.cat([rows.embeddings for rows in parts])
-        if any(rows.ids is None for rows in parts):
-            return embeddings
-        ids = torch.cat([rows.ids for rows in parts if rows.ids is not None])
-        if (ids.diff() > 0).all():
-            return embeddings
-        first = np.unique(ids.numpy(), return_index=True)[1]
-        return embeddings[torch.from_numpy(first)]
-    if (suffix := path.suffix.lower()) not in readers:
+    readers = {".safetensors": _read_safetensors, ".npy": _read_npy, **dict.fromkeys(_PARQUET, _read_parquet)}
+    if path.is_file() and path.suffix.lower() not in readers:
         raise ValueError(f"Embeddings are read from .safetensors, .npy or .parquet, got {str(path)!r}.")
-    try:
-        embeddings = readers[suffix](path)
-    except (ModuleNotFoundError, _WrongContentError):
-        raise
-    except Exception as error:  # parsers have many kinds
-        raise ValueError(f"Embeddings cannot be read from {str(path)!r}: {' '.join(str(error).split())}") from error
+    if _whole(path) == [path]:
+        with _readable(path):
+            embeddings = readers[path.suffix.lower()](path)
+    else:
+        embeddings = _read_shards(path)
     if embeddings.ndim != 2 or not embeddings.is_floating_point() or embeddings.shape[1] == 0:
         raise ValueError(
             f"Embeddings need to be floats in two dimensions, item and dim, but those of {str(path)!r} have shape "
@@ -460,10 +448,24 @@ def iterate_embeddings(path: Path | str) -> Iterator[EmbeddingRows]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Shards are missing or of different runs.
+        ValueError: Another suffix, a file that cannot be read, shards that are missing or of different runs.
+        ModuleNotFoundError: A Parquet file without the extra ``parquet``.
     """
+    readers = {".safetensors": _iterate_safetensors, **dict.fromkeys(_PARQUET, _iterate_parquet)}
+    if (suffix := Path(path).suffix.lower()) not in readers:
+        raise ValueError(f"Embeddings are read some at a time from .safetensors or .parquet, got {str(path)!r}.")
     for file in _whole(Path(path)):
-        yield from (_iterate_parquet if file.suffix.lower() in _PARQUET else _iterate_safetensors)(file)
+        with _readable(file):
+            yield from readers[suffix](file)
+
+
+def _read_shards(path: Path) -> Tensor:
+    parts = [rows for rows in iterate_embeddings(path) if len(rows.embeddings)]
+    embeddings = torch.cat([rows.embeddings for rows in parts]) if parts else torch.zeros(0, 0)
+    ids = [rows.ids for rows in parts if rows.ids is not None]
+    if not ids or len(ids) < len(parts) or (torch.cat(ids).diff() > 0).all():
+        return embeddings
+    return embeddings[torch.from_numpy(np.unique(torch.cat(ids).numpy(), return_index=True)[1])]
 
 
 def _iterate_safetensors(path: Path) -> Iterator[EmbeddingRows]:
@@ -505,8 +507,8 @@ def _shards(path: Path, world: int) -> list[Path]:
 def _files(path: Path) -> list[Path]:
     """The file, and all shards of it."""
     pattern = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}" + re.escape(path.suffix))
-    found = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-    return [path] * path.is_file() + [file for file in found if pattern.fullmatch(file.name)]
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return [path] * path.is_file() + sorted(file for file in beside if pattern.fullmatch(file.name))
 
 
 def _whole(path: Path) -> list[Path]:
@@ -529,12 +531,23 @@ def _whole(path: Path) -> list[Path]:
 
 
 def _run_of(path: Path) -> str:
-    if path.suffix.lower() in _PARQUET:
-        return ((_parquet().read_schema(path).metadata or {}).get(_RUN.encode()) or b"").decode()
-    from safetensors import safe_open
+    with _readable(path):
+        if path.suffix.lower() in _PARQUET:
+            return (_parquet().read_schema(path).metadata or {}).get(_RUN.encode(), b"").decode()
+        from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get(_RUN, "")
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(_RUN, "")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ModuleNotFoundError, _WrongContentError):
+        raise
+    except Exception as error:  # parsers have many kinds
+        raise ValueError(f"Embeddings cannot be read from {str(path)!r}: {' '.join(str(error).split())}") from error
 
 
 class _WrongContentError(ValueError):
