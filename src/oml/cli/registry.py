@@ -12,7 +12,7 @@ from oml.const import CONFIGS_PATH
 
 
 def _complete_kind(incomplete: str) -> list[str]:
-    kinds = sorted(folder.name for folder in CONFIGS_PATH.iterdir() if folder.is_dir() and folder.name != "recipes")
+    kinds = sorted({file.parent.name for file in CONFIGS_PATH.glob("*/*.yaml")} - {"recipes"})
     return [kind for kind in kinds if kind.startswith(incomplete)]
 
 
