@@ -14,8 +14,9 @@ os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = "/nonexistent/oml-tests-m
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+def _one_thread() -> None:
+    """In tests so small, threads wait for each other and for other processes; tests of threads set their number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Bounds of blocks against float64, and pairs found in them against a comparison of all."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oml.functional.pair_blocks import Block, PairBlocks, measured, near_columns, near_rows, nearness_within
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take the time of small tests; tests of threads set their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def vectors(n: int, dim: int, scale: float, offset: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -3,7 +3,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from inspect import unwrap
 from typing import Any
 
@@ -19,15 +19,6 @@ from oml.functional.ranks import relevant_ranks
 from oml.functional.search import exact_search
 
 TItems = tuple[Tensor, Tensor] | None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take the time of small tests; tests of threads set their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def found(

@@ -3,7 +3,6 @@ import math
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -15,15 +14,6 @@ from torch import Tensor
 from oml.functional import search
 from oml.functional.pair_blocks import Block, PairBlocks
 from oml.functional.search import Neighbours, _fastest_product, exact_search
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take the time of small tests; tests of threads set their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def literal(

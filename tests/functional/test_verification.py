@@ -27,16 +27,6 @@ from oml.functional.verification import (
     verification_metrics,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take the time of small tests; tests of threads set their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 few_distances = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 shares = st.sampled_from([0, 0.1, 0.25, 1 / 3, 0.5, 0.7, 0.99, 1])
 

@@ -1,7 +1,6 @@
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -59,15 +58,6 @@ def with_statistics(extractor: IExtractor) -> IExtractor:
             for tensor in (module.bias.data, module.running_mean):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.5)
     return extractor.eval()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two wait for each other in every one of many small operations, where other tests run at the same time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,9 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> None:
     for norm, sources in before.items():
         conv = next(iter(sources))
         if len(sources) == 1 and isinstance(conv, nn.Conv2d) and behind[conv] == {norm}:
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
+            assert isinstance(norm, nn.BatchNorm2d), "the hooks are on these alone"
+            assert norm.running_mean is not None, "_folds asks for it"
+            assert norm.running_var is not None, "it is there where the mean is"
             conv.weight, conv.bias = nn.utils.fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )

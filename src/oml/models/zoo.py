@@ -186,7 +186,7 @@ def _hint(name: str) -> str:
 
 def _timm_entry(name: str, size: int | None = None, figures: Sequence[Figure] = ()) -> ZooEntry:
     config = timm.get_pretrained_cfg(name)
-    assert config is not None
+    assert config is not None, "timm has a configuration for each name that it lists"
     if config.hf_hub_id:
         source = f"hf:{config.hf_hub_id}" + (f"/{config.hf_hub_filename}" if config.hf_hub_filename else "")
         file, digits, page = f"{name}.safetensors", None, f"https://huggingface.co/{config.hf_hub_id}"

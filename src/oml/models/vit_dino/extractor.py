@@ -23,18 +23,18 @@ class _DINOTransformer(VisionTransformer):
 
     def __init__(self, size: str, patch: int) -> None:
         super().__init__(patch_size=patch, num_classes=0, dynamic_img_size=True, **VIT_SIZES[size])
-        assert self.cls_token is not None
+        assert self.cls_token is not None, "it is built with one"
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        assert self.cls_token is not None
+        assert self.cls_token is not None, "it is built with one"
         batch, height, width, _ = x.shape
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.flatten(1, 2)], dim=1)
         return self.pos_drop(tokens + self._positions(height, width))
 
     def _positions(self, height: int, width: int) -> Tensor:
         """The position embeddings of a grid of patches; :class:`ViTExtractor` has the formula."""
-        assert self.pos_embed is not None
+        assert self.pos_embed is not None, "it is built with some"
         grid = self.patch_embed.grid_size
         if (height, width) == grid:
             return self.pos_embed
