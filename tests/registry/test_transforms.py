@@ -85,7 +85,7 @@ def test_every_zoo_name_has_transforms() -> None:
 
 
 def test_the_demo_normalises_as_its_weights_want() -> None:
-    demo = OmegaConf.load(CONFIGS_PATH / "recipes" / "demo.yaml").transforms.args
+    demo = OmegaConf.load(CONFIGS_PATH / "demo.yaml").transforms.args
     found = find_normalisation(TRANSFORMS_FOR_PRETRAINED["efficientnet_lite0_imagenet"])
     assert found is not None
     torch.testing.assert_close(torch.stack(found).float(), torch.tensor([demo.mean, demo.std]), atol=1e-4, rtol=0)

@@ -70,7 +70,7 @@ class DemoReport(NamedTuple):
 
 def load_demo_config(overrides: Mapping[str, Any] | None = None) -> DictConfig:
     """The packaged config of the demo, with some of its fields changed."""
-    config = OmegaConf.load(CONFIGS_PATH / "recipes" / "demo.yaml")
+    config = OmegaConf.load(CONFIGS_PATH / "demo.yaml")
     assert isinstance(config, DictConfig), "the packaged file is a mapping"
     OmegaConf.set_struct(config, True)
     return OmegaConf.merge(config, dict(overrides or {}))  # pyright: ignore[reportReturnType]
