@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oml.functional import statistics
-from oml.functional.statistics import Interval, bootstrap_interval, paired_test
+from oml.functional.statistics import Interval, bootstrap_interval, bootstrap_intervals, paired_test
 
 
 def literal(values: list[float], clusters: list[int], confidence: float, n_resamples: int, seed: int) -> Interval:
@@ -43,6 +43,15 @@ def test_intervals_follow_the_definition(clustered: bool, confidence: float) -> 
     # both have drawn at random: an end of the interval has an error of about 3 % of its distance from the mean
     assert found.low - found.mean == pytest.approx(expected.low - expected.mean, rel=0.12)
     assert found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.12)
+
+
+def test_several_metrics_at_once_are_as_one_by_one(rng: torch.Generator) -> None:
+    values = torch.stack([torch.rand(60, generator=rng), torch.randint(2, (60,), generator=rng).float()])
+    clusters = torch.randint(20, (60,), generator=rng)
+    together = bootstrap_intervals(values, clusters=clusters, seed=2)
+    assert together[0].low < together[1].low
+    for row, found in zip(values, together, strict=True):
+        assert found == pytest.approx(bootstrap_interval(row, clusters=clusters, seed=2))
 
 
 def test_values_known_in_closed_form() -> None:

@@ -76,15 +76,54 @@ def bootstrap_interval(
         True
     """
     _check("bootstrap_interval", values, clusters, confidence, n_resamples)
-    sums, sizes = _cluster_sums(values, clusters)
+    return bootstrap_intervals(
+        values[None], clusters=clusters, confidence=confidence, n_resamples=n_resamples, seed=seed
+    )[0]
+
+
+def bootstrap_intervals(
+    values: Float[Tensor, "metric query"],
+    *,
+    clusters: Int[Tensor, " query"] | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """:func:`bootstrap_interval` of several values of each query, out of the same draws: it takes the time of one.
+
+    Args:
+        values: A row per metric, of one number per query.
+        clusters, confidence, n_resamples, seed: As there.
+
+    Raises:
+        ValueError: As there, or no rows.
+
+    Example:
+        >>> values = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.5, 0.0, 0.5, 0.5]])
+        >>> first, second = bootstrap_intervals(values)
+        >>> first == bootstrap_interval(values[0]), first.low == 2 * second.low
+        (True, True)
+    """
+    if len(values) == 0:
+        raise ValueError("bootstrap_intervals needs the values of at least one metric, got none.")
+    for row in values:
+        _check("bootstrap_intervals", row, clusters, confidence, n_resamples)
+    # each query is one more in its cluster
+    with_ones = torch.cat([values.detach().cpu().double(), torch.ones(1, values.shape[1], dtype=torch.float64)])
+    sums = _cluster_sums(with_ones, clusters)
+    n = sums.shape[1]
     generator = torch.Generator().manual_seed(seed)
     means = []
-    for part in torch.arange(n_resamples).split(max(1, _DRAWS // len(sums))):
-        drawn = torch.randint(len(sums), (len(part), len(sums)), generator=generator)
-        means.append(sums.take(drawn).sum(dim=1) / sizes.take(drawn).sum(dim=1))
+    for part in torch.arange(n_resamples).split(max(1, _DRAWS // n)):
+        drawn = torch.randint(n, (len(part), n), generator=generator)
+        drawn += n * torch.arange(len(part))[:, None]
+        counts = drawn.flatten().bincount(minlength=n * len(part)).reshape(len(part), n)
+        totals = counts.double() @ sums.T
+        means.append(totals[:, :-1] / totals[:, -1:])
     tail = (1 - confidence) / 2
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(values.detach().cpu().double().mean().item(), low, high)
+    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    ends = zip(with_ones[:-1].mean(dim=1).tolist(), low.tolist(), high.tolist(), strict=True)
+    return [Interval(*three) for three in ends]
 
 
 def paired_test(
@@ -144,7 +183,8 @@ def paired_test(
     interval = bootstrap_interval(
         differences, clusters=clusters, confidence=confidence, n_resamples=n_resamples, seed=seed
     )
-    return PairedTest(*interval, _sign_flip_p_value(_cluster_sums(differences, clusters)[0], n_permutations, seed))
+    sums = _cluster_sums(differences[None], clusters)[0]
+    return PairedTest(*interval, _sign_flip_p_value(sums, n_permutations, seed))
 
 
 def _check(owner: str, values: Tensor, clusters: Tensor | None, confidence: float, n_resamples: int) -> None:
@@ -165,14 +205,13 @@ def _check(owner: str, values: Tensor, clusters: Tensor | None, confidence: floa
 
 
 def _cluster_sums(
-    values: Float[Tensor, " query"], clusters: Int[Tensor, " query"] | None
-) -> tuple[Float[Tensor, " cluster"], Int[Tensor, " cluster"]]:
-    """The sum and the number of the values of each cluster, in float64 on the CPU; of each value without clusters."""
-    values = values.detach().cpu().double()
+    values: Float[Tensor, "row query"], clusters: Int[Tensor, " query"] | None
+) -> Float[Tensor, "row cluster"]:
+    """The sums of the values of each cluster; each value without clusters."""
     if clusters is None:
-        return values, torch.ones(len(values), dtype=torch.int64)
-    _, cluster, sizes = clusters.cpu().unique(return_inverse=True, return_counts=True)
-    return torch.zeros(len(sizes), dtype=values.dtype).index_add(0, cluster, values), sizes
+        return values
+    numbers, cluster = clusters.cpu().unique(return_inverse=True)
+    return values.new_zeros(len(values), len(numbers)).index_add(1, cluster, values)
 
 
 def _sign_flip_p_value(sums: Float[Tensor, " cluster"], n_permutations: int, seed: int) -> float:

@@ -28,7 +28,7 @@ from oml.functional.distances import elementwise_dist
 from oml.functional.metrics import calc_distance_matrix, reduce_metrics
 from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranks import relevant_ranks
-from oml.functional.statistics import Interval, bootstrap_interval
+from oml.functional.statistics import Interval, bootstrap_intervals
 from oml.functional.topology import pcf
 from oml.functional.verification import verification_metrics
 from oml.interfaces.metrics import IMetricDDP, IMetricVisualisable
@@ -308,23 +308,23 @@ class EmbeddingMetrics(IMetricVisualisable):
             confidence, n_resamples, seed: see :func:`oml.functional.statistics.bootstrap_interval`.
         """
         labels = self._computed().query_labels
-        return {
-            category: {
-                name: {
-                    k: bootstrap_interval(
-                        values,
-                        clusters=labels[self._rows[category]],
-                        confidence=confidence,
-                        n_resamples=n_resamples,
-                        seed=seed,
-                    )
-                    for k, values in by_k.items()
-                }
-                for name, by_k in by_metric.items()
-                if name not in _NOT_BY_QUERY
-            }
-            for category, by_metric in self.metrics_unreduced.items()
-        }
+        intervals: dict[str | int, dict[str, dict[Cut | float, Interval]]] = {}
+        for category, by_metric in self.metrics_unreduced.items():
+            by_query = {name: by_k for name, by_k in by_metric.items() if name not in _NOT_BY_QUERY}
+            if not by_query:
+                intervals[category] = {}
+                continue
+            found = iter(
+                bootstrap_intervals(
+                    torch.stack([values for by_k in by_query.values() for values in by_k.values()]),
+                    clusters=labels[self._rows[category]],
+                    confidence=confidence,
+                    n_resamples=n_resamples,
+                    seed=seed,
+                )
+            )
+            intervals[category] = {name: {k: next(found) for k in by_k} for name, by_k in by_query.items()}
+        return intervals
 
     @property
     def distance_matrix(self) -> Float[Tensor, "query gallery"]:
