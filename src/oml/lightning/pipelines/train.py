@@ -1,0 +1,279 @@
+"""Training an extractor by a config."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, Timer
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from oml.const import LABELS_COLUMN, TCfg
+from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels, get_retrieval_datasets
+from oml.lightning.callbacks.checkpoints import LAST, AtomicCheckpointIO, LastCheckpoint, is_of_training, mode_of
+from oml.lightning.callbacks.ema import EMACallback
+from oml.lightning.callbacks.final_validation import FinalValidation
+from oml.lightning.modules.extractor import ExtractorModule
+from oml.lightning.pipelines.checks import checked
+from oml.lightning.pipelines.parser import (
+    CHECKPOINTS_FOLDER,
+    check_is_config_for_ddp,
+    initialize_logging,
+    parse_ckpt_callback_from_config,
+    parse_engine_params_from_config,
+    parse_precision_from_config,
+    parse_sampler_from_config,
+    parse_scheduler_from_config,
+    run_folder,
+)
+from oml.lightning.pipelines.schema import TRAINING
+from oml.lightning.pipelines.validate import validation_parts
+from oml.lightning.resuming import RandomState, training_loader
+from oml.metrics.table import write_metrics
+from oml.registry.losses import get_criterion_by_cfg
+from oml.registry.models import get_extractor_by_cfg
+from oml.registry.optimizers import get_optimizer_by_cfg
+from oml.registry.transforms import get_transforms_by_cfg
+from oml.utils.io import atomic_path
+from oml.utils.misc import dictconfig_to_dict, load_dotenv, set_global_seed
+
+_STEPS_BETWEEN_CHECKPOINTS = 500
+
+
+class TrainingReport(NamedTuple):
+    """What came of a training.
+
+    ``best`` is the checkpoint with the best value of ``monitor``, ``last`` the one to resume from; ``score`` is that
+    best value. ``files`` are those of the run, by what they are.
+    """
+
+    run: Path
+    best: Path
+    last: Path
+    monitor: str
+    score: float
+    files: dict[str, Path]
+
+
+def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
+    """Train an extractor, validate it as it learns, and keep its best checkpoint.
+
+    Everything comes from the config, which is checked before anything is loaded or written; its fields are those of
+    ``oml.lightning.pipelines.schema.TRAINING``. The folder of the run, ``run_dir``, by default the current one, gets
+
+    - ``config.yaml``: the config with everything resolved;
+    - ``checkpoints/best.ckpt``: of the validation with the best ``metric_for_checkpointing``; the extractor's weights
+      are under ``model.``, those of the criterion under ``criterion.``. An extractor takes the path as ``weights``;
+    - ``checkpoints/last.ckpt``: to go on from after an interruption, by ``resume=<folder of the run>``;
+    - ``metrics.csv``, ``metrics.json``: the metrics of ``best.ckpt`` with intervals;
+    - the files of the logger.
+
+    A run is validated every ``valid_period`` epochs and once more where it ends, be it by ``max_steps`` or
+    ``max_time``. With ``accumulate_grad_batches`` in ``lightning_trainer_extra_args``, gradients are added up over
+    batches, but miners and losses see one batch at a time: accumulation makes up for a small batch in the noise of its
+    gradient, not in the choice of negatives. For that there is :class:`oml.models.gradient_cache.GradientCache`.
+
+    Raises:
+        ConfigError: with all that is wrong with the config.
+        ValueError: if the parts do not fit each other.
+    """
+    cfg = checked(cfg, TRAINING)
+    config: dict[str, Any] = dictconfig_to_dict(cfg)
+    engine = parse_engine_params_from_config(config)
+    if check_is_config_for_ddp(engine):
+        raise ValueError(
+            "extractor_training_pipeline trains on one device in this version, got "
+            f"devices={config['devices']!r}: several come with the distributed release (issue 8). Set devices=1."
+        )
+    run = run_folder(config)
+    checkpoint = _checkpoint_to_resume(config)
+    load_dotenv()
+    set_global_seed(config["seed"])
+
+    train, validation = _datasets(config)
+    loader = _train_loader(config, train)
+    loaders_val, callbacks_val = validation_parts(config, validation)
+    extra = dict(config.get("lightning_trainer_extra_args") or {})
+    module = _module(config, train, *_run_length(config, extra, len(loader)))
+    logger = initialize_logging(config)
+    _save_config(config, run)
+
+    best = parse_ckpt_callback_from_config(config)
+    best.on_best = lambda: write_metrics(run, {each.name: each.metric for each in callbacks_val})
+    last = LastCheckpoint(
+        run / CHECKPOINTS_FOLDER, config.get("checkpoint_every_n_steps") or _STEPS_BETWEEN_CHECKPOINTS
+    )
+    averages = [EMACallback(config["ema_decay"])] if config.get("ema_decay") else []
+    # not by Lightning, which would put it behind the callback that has to know of it
+    timers = [Timer(max_time)] if (max_time := extra.pop("max_time", None)) else []
+    trainer = pl.Trainer(
+        **{
+            **engine,
+            "precision": parse_precision_from_config(config),
+            "max_epochs": config["max_epochs"],
+            "check_val_every_n_epoch": config["valid_period"],
+            "num_sanity_val_steps": 0,
+            "default_root_dir": run,
+            "logger": logger,
+            "plugins": [AtomicCheckpointIO()],
+            **extra,
+            "callbacks": [
+                *averages,
+                RandomState(),
+                *callbacks_val,
+                *_early_stopping(config),
+                *timers,
+                FinalValidation(),
+                best,
+                last,
+            ],
+        }
+    )
+    trainer.fit(module, train_dataloaders=loader, val_dataloaders=loaders_val, ckpt_path=checkpoint)
+    assert best.best_model_score is not None, "the last validation is never left out"
+    return TrainingReport(
+        run=run,
+        best=Path(best.best_model_path),
+        last=last.path,
+        monitor=config["metric_for_checkpointing"],
+        score=float(best.best_model_score),
+        files={
+            "config": run / "config.yaml",
+            "best checkpoint": Path(best.best_model_path),
+            "last checkpoint": last.path,
+            "metrics": run / "metrics.csv",
+        },
+    )
+
+
+def get_retrieval_loaders(cfg: TCfg) -> tuple[DataLoader, DataLoader]:
+    """The loaders of the train and the validation part of the config's table.
+
+    The train loader has the batches of the ``sampler``; without one, random ones of ``bs_train`` items, and what is
+    left over at the end of an epoch is dropped.
+
+    Args:
+        cfg: fields of a training: ``dataset_root``, ``dataframe_name``, ``transforms_train``, ``transforms_val``,
+            ``sampler`` or ``bs_train``, ``bs_val``, ``num_workers``; and maybe ``cache_size``, ``seed`` and
+            ``show_dataset_warnings``.
+
+    Raises:
+        ValueError: if there is no sampler and the train part is smaller than a batch; TableErrors are of this kind.
+    """
+    config: dict[str, Any] = dictconfig_to_dict(cfg)  # pyright: ignore[reportArgumentType]
+    train, validation = _datasets(config)
+    return _train_loader(config, train), validation_parts({**config, "validation_tables": None}, validation)[0][0]
+
+
+def _datasets(config: dict[str, Any]) -> tuple[DatasetWithLabels, DatasetQueryGallery]:
+    return get_retrieval_datasets(
+        dataset_root=config["dataset_root"],
+        dataframe_name=config["dataframe_name"],
+        transforms_train=get_transforms_by_cfg(config["transforms_train"]),
+        transforms_val=get_transforms_by_cfg(config["transforms_val"]),
+        cache_size=config.get("cache_size") or 0,
+        verbose=config.get("show_dataset_warnings", True),
+    )
+
+
+def _train_loader(config: dict[str, Any], train: DatasetWithLabels) -> DataLoader:
+    sampler, batch_size = parse_sampler_from_config(config, train), None
+    if sampler is None:
+        batch_size = config.get("bs_train")
+        if not batch_size:
+            raise ValueError("Without a sampler, a training needs bs_train, the size of its batches.")
+        if batch_size > len(train):
+            raise ValueError(
+                f"A training without a sampler drops batches that are not full, and bs_train={batch_size} is more than "
+                f"the {len(train)} train items. Make bs_train smaller."
+            )
+    return training_loader(train, sampler, batch_size, seed=config.get("seed") or 0, num_workers=config["num_workers"])
+
+
+def _module(config: dict[str, Any], train: DatasetWithLabels, n_steps: int, n_epochs: int | None) -> ExtractorModule:
+    extractor = get_extractor_by_cfg(config["extractor"])
+    criterion = _criterion(config["criterion"], train, extractor.feat_dim)
+    optimizer = _optimizer(config, extractor, criterion)
+    return ExtractorModule(
+        extractor=extractor,
+        criterion=criterion,
+        optimizer=optimizer,
+        freeze_n_epochs=config.get("freeze_n_epochs") or 0,
+        **parse_scheduler_from_config(config, optimizer, n_steps, n_epochs),
+    )
+
+
+def _criterion(config: dict[str, Any], train: DatasetWithLabels, in_features: int) -> nn.Module:
+    """The loss; its sizes, if the config leaves them out, are those of the data and the extractor."""
+    sizes = {"num_classes": train.df[LABELS_COLUMN].nunique(), "in_features": in_features}
+    left_out = {key: size for key, size in sizes.items() if not _has(config, key)}
+    return get_criterion_by_cfg(config, label2category=train.get_label2category(), **left_out)
+
+
+def _has(config: dict[str, Any], key: str) -> bool:
+    """Whether a config, or one within it, has a value for the argument."""
+    args = config.get("args") or {}
+    inner = [each for value in args.values() for each in (value if isinstance(value, list) else [value])]
+    return args.get(key) is not None or any(_has(each, key) for each in inner if isinstance(each, dict))
+
+
+def _optimizer(config: dict[str, Any], extractor: nn.Module, criterion: nn.Module) -> Optimizer:
+    """With a group of parameters of the extractor and, if there are any, one of those of the criterion."""
+    groups = [{"params": params} for each in (extractor, criterion) if (params := list(each.parameters()))]
+    if len(groups) == 1:  # not all optimizers know of groups
+        return get_optimizer_by_cfg(config["optimizer"], params=groups[0]["params"])
+    optimizer = get_optimizer_by_cfg(config["optimizer"], params=groups)
+    optimizer.param_groups[-1]["lr"] *= config.get("criterion_lr_factor") or 1
+    return optimizer
+
+
+def _run_length(config: dict[str, Any], extra: dict[str, Any], n_batches: int) -> tuple[int, int | None]:
+    """Steps of the optimizer, and epochs."""
+    limit = extra.get("limit_train_batches") or 1.0
+    n_batches = min(n_batches, limit) if isinstance(limit, int) else int(n_batches * limit)
+    per_epoch = math.ceil(n_batches / (extra.get("accumulate_grad_batches") or 1))
+    n_epochs, max_steps = extra.get("max_epochs", config["max_epochs"]), extra.get("max_steps") or -1
+    n_steps = per_epoch * n_epochs
+    if max_steps > 0:
+        n_steps = min(n_steps, max_steps)
+    return n_steps, min(n_epochs, math.ceil(n_steps / per_epoch))
+
+
+def _early_stopping(config: dict[str, Any]) -> list[EarlyStopping]:
+    asked: dict[str, Any] | None = config.get("early_stopping")
+    if not asked:
+        return []
+    monitor = config["metric_for_checkpointing"]
+    args = {"mode": mode_of(monitor), "check_on_train_epoch_end": is_of_training(monitor), "verbose": True}
+    return [EarlyStopping(monitor, **{**args, **{key: each for key, each in asked.items() if each is not None}})]
+
+
+def _checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
+    """The checkpoint of ``resume``; a run that was interrupted before its first one starts again."""
+    if not config.get("resume"):
+        return None
+    path = Path(config["resume"])
+    if not path.exists():
+        raise FileNotFoundError(f"A training can resume from the folder of a run or a .ckpt; there is no {str(path)!r}.")
+    if path.is_file():
+        return path
+    checkpoint = path / CHECKPOINTS_FOLDER / LAST
+    return checkpoint if checkpoint.is_file() else None
+
+
+def _save_config(config: dict[str, Any], run: Path) -> None:
+    """The config as YAML; paths as texts. Whoever trains by it starts afresh."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: text(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [text(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
+
+    own: DictConfig = OmegaConf.create(text({**config, "resume": None}))
+    with atomic_path(run / "config.yaml") as temporary:
+        OmegaConf.save(own, temporary)
