@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
 from oml.utils.images.images import TImReader, imread_cv2, imread_pillow, imread_tensor
+from oml.utils.randomness import present_draws
 
 #: a ``Compose`` of torchvision (v1 or v2) or of albumentations, or any function of an image
 TTransforms = Callable[..., Any]
@@ -57,6 +58,9 @@ class AlbumentationsCall:
     and the worker's, which torch makes for each worker and epoch out of the loader's ``generator`` or
     ``torch.manual_seed``. The same two seeds and number of workers repeat the same augmentations.
 
+    Inside :func:`oml.utils.randomness.draws_of`, as in a loader for training that can resume, the first call seeds the
+    transforms by a draw from torch's generator instead: the number of workers is of no account then.
+
     Args:
         transforms: of albumentations.
     """
@@ -64,14 +68,22 @@ class AlbumentationsCall:
     def __init__(self, transforms: TTransforms) -> None:
         self.transforms = transforms
         self._worker_seed: int | None = None
+        self._draws: object | None = None
 
     def __call__(self, image: np.ndarray, **others: Any) -> Any:
         """The transformed image; ``others`` are further arguments that the transforms want, such as ``bboxes``."""
-        if (worker := get_worker_info()) is not None and worker.seed != self._worker_seed:
+        if (draws := present_draws()) is not None:
+            if draws is not self._draws:
+                self._draws = draws
+                self._seed(int(torch.randint(2**63 - 1, ())))
+        elif (worker := get_worker_info()) is not None and worker.seed != self._worker_seed:
             self._worker_seed = worker.seed
-            own = getattr(self.transforms, "seed", None)
-            seed_albumentations(self.transforms, worker.seed if own is None else (own, worker.seed))
+            self._seed(worker.seed)
         return self.transforms(image=image, **others)["image"]
+
+    def _seed(self, seed: int) -> None:
+        own = getattr(self.transforms, "seed", None)
+        seed_albumentations(self.transforms, seed if own is None else (own, seed))
 
     def __repr__(self) -> str:
         return f"AlbumentationsCall({self.transforms!r})"

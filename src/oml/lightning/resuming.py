@@ -1,0 +1,229 @@
+"""Training that goes on after an interruption as if there had been none."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from oml.interfaces.samplers import IBatchSampler
+from oml.samplers.arguments import whole_number
+from oml.samplers.epochs import Epochs, EpochSampler
+from oml.utils.randomness import draws_of
+
+_SAMPLER_STATE = {"seed", "epoch", "batches_done"}
+
+
+class TrainingLoader(DataLoader):
+    """A loader whose batches depend on its seed, the epoch and the number of the batch in the epoch alone.
+
+    That holds for which items a batch has and for what their transforms draw from the global generators of torch,
+    numpy and Python, and from those of albumentations in data sets of OML. So batches are the same with any number of
+    workers, and after an interruption. Generators that a data set of yours keeps are left alone: draw from the global
+    ones there. Drawing batches does not touch the generators of the main process.
+
+    Every ``iter()`` is the next epoch. Lightning says which one that is, and keeps ``state_dict()`` in its
+    checkpoints: the epoch and how many of its batches were handed out by the loader, which are those that were trained
+    on, however many are in the making in workers. After ``load_state_dict`` the epoch goes on from there; ``len()``
+    is always that of a whole epoch.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: IBatchSampler, seed: int, num_workers: int) -> None:
+        self._order = _Order(sampler, seed)
+        super().__init__(dataset, batch_sampler=self._order, num_workers=num_workers)
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The batches of the next epoch. The epoch starts as the first of them is asked for."""
+        batches = iter(self._order)
+        seed, epoch = self._order.seed, self._order.epoch
+        loader = DataLoader(
+            _RepeatableItems(self.dataset, seed, epoch),
+            batch_sampler=enumerate(batches, self._order.batches_done),  # pyright: ignore[reportArgumentType]
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            worker_init_fn=self.worker_init_fn,
+            generator=torch.Generator().manual_seed(epoch),  # of the workers; not the global one
+        )
+        for batch in loader:
+            self._order.batches_done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: seeds, the epoch, and how many of its batches were handed out."""
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next ``iter()`` go on from there."""
+        self._order.load_state_dict(state)
+
+
+def training_loader(
+    dataset: Dataset, sampler: IBatchSampler | None, batch_size: int | None, seed: int, num_workers: int
+) -> TrainingLoader:
+    """A loader of training batches that resumes in the midst of an epoch, see :class:`TrainingLoader`.
+
+    Args:
+        dataset: any with a length.
+        sampler: forms the batches. Those of OML go on where they were. Others are drawn a whole epoch at once, with
+            the global generators seeded; after an interruption former epochs are drawn again and dropped, unless the
+            sampler has ``set_epoch``.
+        batch_size: without a sampler, so many items in random order make a batch; the rest of an epoch is left out.
+        seed: of the order without a sampler, and of what transforms draw.
+        num_workers: processes that make batches; 0 for none besides this one.
+
+    Raises:
+        ValueError: if there is neither a sampler nor a batch size, or fewer items than a batch has.
+    """
+    if sampler is None:
+        sampler = _Shuffled(len(dataset), batch_size, seed)  # pyright: ignore[reportArgumentType]
+    return TrainingLoader(dataset, sampler, seed, num_workers)
+
+
+class RandomState(pl.Callback):
+    """Keeps the states of the main process's generators in checkpoints: torch (CPU and CUDA), numpy and Python.
+
+    A run that resumes draws the dropout, say, that it would have drawn. The states are taken up as training starts,
+    after all that is done once per process. Of several processes only the first one does so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states, of types that ``torch.load(weights_only=True)`` takes."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+            "python": random.getstate(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Note the states for the start of training."""
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take up what was loaded, once."""
+        state, self._loaded = self._loaded, None
+        if state is None or trainer.global_rank != 0:
+            return
+        torch.set_rng_state(state["torch"].cpu())
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        random.setstate(state["python"])
+
+
+class _RepeatableItems(Dataset):
+    """A data set whose items are asked for by the number of their batch, which decides what is drawn for them."""
+
+    def __init__(self, dataset: Dataset, seed: int, epoch: int) -> None:
+        self._dataset = dataset
+        self._key = seed, epoch
+
+    def __getitems__(self, numbered: tuple[int, Sequence[int]]) -> Any:
+        number, ids = numbered
+        with draws_of(*self._key, number):
+            if callable(of_batch := getattr(self._dataset, "__getitems__", None)):
+                return of_batch(ids)
+            return [self._dataset[idx] for idx in ids]
+
+
+class _Order(IBatchSampler):
+    """The batches of a sampler, by epochs, and which of them the loader has handed out."""
+
+    def __init__(self, sampler: IBatchSampler, seed: int) -> None:
+        self._sampler = sampler
+        self.seed = whole_number("training_loader", "seed", seed, 0)
+        self.epoch = self.batches_done = 0
+        self._has_begun = False
+        self._n_drawn = 0  # epochs, by a sampler without a state
+
+    @property
+    def sampler(self) -> "_Order":
+        """Lightning sets the epoch of ``loader.batch_sampler.sampler``."""
+        return self
+
+    @property
+    def batch_size(self) -> int:
+        return self._sampler.batch_size
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self._has_begun:
+            self._go_to(self.epoch + 1)
+        self._has_begun = True
+        if (state := _state_of(self._sampler)) is not None:
+            self._sampler.load_state_dict({**state, "epoch": self.epoch, "batches_done": self.batches_done})  # pyright: ignore
+            return iter(self._sampler)
+        return iter(self._drawn()[self.batches_done :])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next ``iter()`` be that of ``epoch``; a loaded state of the same epoch keeps its place in it."""
+        if epoch != self.epoch:
+            self._go_to(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        more, done = divmod(self.batches_done, len(self))
+        state = {"seed": self.seed, "epoch": self.epoch + more, "batches_done": done}
+        sampler = _state_of(self._sampler)
+        return state if sampler is None else {**state, "sampler_seed": sampler["seed"]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seed = state["seed"]
+        if (sampler := _state_of(self._sampler)) is not None:
+            self._sampler.load_state_dict({**sampler, "seed": state.get("sampler_seed", sampler["seed"])})  # pyright: ignore
+        self._go_to(state["epoch"], state["batches_done"])
+
+    def _go_to(self, epoch: int, batches_done: int = 0) -> None:
+        self.epoch, self.batches_done, self._has_begun = epoch, batches_done, False
+
+    def _drawn(self) -> list[list[int]]:
+        if callable(set_epoch := getattr(self._sampler, "set_epoch", None)):
+            set_epoch(self.epoch)
+            self._n_drawn = self.epoch
+        batches: list[list[int]] = []
+        for epoch in range(min(self._n_drawn, self.epoch), self.epoch + 1):
+            with draws_of(self.seed, epoch):
+                batches = list(islice(self._sampler, len(self)))
+        self._n_drawn = self.epoch + 1
+        return batches
+
+
+class _Shuffled(EpochSampler):
+    """All items in random order, as many batches as they fill."""
+
+    def __init__(self, n_items: int, batch_size: int | None, seed: int) -> None:
+        if batch_size is None or not 0 < batch_size <= n_items:
+            raise ValueError(
+                "training_loader without a sampler needs a batch size, bs_train in a config, of 1 or more and no more "
+                f"than the {n_items} items there are, got {batch_size}."
+            )
+        self._n_items, self._batch_size = n_items, batch_size
+        self._epochs = Epochs("training_loader", len(self), seed)
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    def __len__(self) -> int:
+        return self._n_items // self._batch_size
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        for batch in rng.permutation(self._n_items)[: len(self) * self._batch_size].reshape(len(self), -1):
+            yield batch.tolist()
+
+
+def _state_of(sampler: IBatchSampler) -> dict[str, int] | None:
+    """The state of a sampler that has one such as those of OML."""
+    state = sampler.state_dict() if hasattr(sampler, "state_dict") else None  # pyright: ignore[reportAttributeAccessIssue]
+    return state if isinstance(state, dict) and set(state) == _SAMPLER_STATE else None
