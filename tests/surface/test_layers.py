@@ -14,7 +14,7 @@ LAYERS = [
     {"functional"},
     {"interfaces", "utils"},
     {"datasets", "transforms", "samplers", "miners", "losses", "models"},
-    {"retrieval", "metrics", "inference"},
+    {"retrieval", "metrics", "inference", "ddp"},
     {"registry", "configs"},
     {"report", "lightning"},
     {"cli"},

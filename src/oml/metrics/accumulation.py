@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from oml.ddp.utils import gather_values, get_world_size_safe
+
 TStorage = dict[str, list | np.ndarray | Tensor]
 
 _TEXTS = "USO"  # the kinds of arrays whose items have sizes of their own
@@ -117,20 +119,18 @@ class Accumulator:
             ValueError: if it is not full, or the processes keep different entries.
         """
         self._check_full()
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if get_world_size_safe() < 2:
             return self
         kinds: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(kinds, {key: _kind(key, value) for key, value in self.storage.items()})
         if any(kind != kinds[0] for kind in kinds):
             raise ValueError(f"Accumulator needs the same entries in all processes, got by rank {kinds}.")
-        sizes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(sizes, self.collected_samples)
-        entries = {key: _gather(self.storage[key], sizes) for key in self.keys_to_accumulate}
+        entries = {key: gather_values(self.storage[key]) for key in self.keys_to_accumulate}
         parts = []
-        for rank, size in enumerate(sizes):
+        for by_key in zip(*entries.values(), strict=True):
             parts.append(Accumulator(self.keys_to_accumulate))
-            parts[-1].refresh(size)
-            parts[-1].update_data({key: by_rank[rank] for key, by_rank in entries.items()})
+            parts[-1].refresh(len(by_key[0]))
+            parts[-1].update_data(dict(zip(entries, by_key, strict=True)))
         return parts[0].merge(*parts[1:])
 
     def _check_full(self) -> None:
@@ -169,22 +169,3 @@ def _kind(key: str, value: Any) -> tuple[str, str, tuple[int, ...]]:
     raise TypeError(
         f"Accumulator keeps tensors, arrays, lists and tuples; the entry {key!r} is a {type(value).__name__}."
     )
-
-
-def _gather(value: Any, sizes: list[int]) -> list[Any]:
-    """The entries of all processes, by rank."""
-    if isinstance(value, Tensor):
-        # as bytes, which every backend takes; padded, as they need one size
-        rows = value.contiguous().reshape(len(value), -1).view(torch.uint8)
-        mine = rows.new_zeros(max(sizes), rows.shape[1])
-        mine[: len(rows)] = rows
-        mine = mine.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        gathered = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(gathered, mine)
-        parts = [part[:size].cpu().view(value.dtype) for part, size in zip(gathered, sizes, strict=True)]
-        return [part.reshape(len(part), *value.shape[1:]) for part in parts]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return [part.numpy() for part in _gather(torch.from_numpy(value), sizes)]
-    everyone: list[Any] = [None] * len(sizes)
-    dist.all_gather_object(everyone, value)
-    return everyone
