@@ -56,7 +56,7 @@ def test_args_may_be_omegaconf_nodes_inside_plain_containers() -> None:
 
 
 def test_an_entry_that_builds_what_is_within_itself() -> None:
-    registry = Registry("outer", OUTER, nested={"inner": INNER}, takes_configs={"outer"})
+    registry = Registry("outer", OUTER, nested={"inner": INNER}, takes_configs={"outer": lambda _: {"inner": INNER}})
     registry["outer"] = lambda inner: inner
     assert registry.build({"name": "outer", "args": {"inner": {"name": "any"}}}) == {"name": "any"}
 

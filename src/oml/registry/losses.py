@@ -16,7 +16,7 @@ from oml.losses.sub_center_arcface import SubCenterArcFaceLoss
 from oml.losses.surrogate_precision import SurrogatePrecision
 from oml.losses.triplet import TripletLoss, TripletLossPlain, TripletLossWithMiner
 from oml.registry.miners import MINERS_REGISTRY
-from oml.registry.pml import get_pml_criterion
+from oml.registry.pml import get_pml_criterion, pml_registries
 from oml.registry.registry import Registry
 
 LOSSES_REGISTRY = Registry(
@@ -39,7 +39,7 @@ LOSSES_REGISTRY = Registry(
         "pml": get_pml_criterion,
     },
     nested={"miner": MINERS_REGISTRY},
-    takes_configs={"pml"},
+    takes_configs={"pml": pml_registries},
     base=nn.Module,
 )
 LOSSES_REGISTRY.nested["criterion"] = LOSSES_REGISTRY

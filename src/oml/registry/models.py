@@ -1,6 +1,6 @@
 """Extractors and models of pairs by name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -40,6 +40,16 @@ class _Models(Registry):
         if isinstance(args, Mapping) and isinstance(args.get("extractor"), Mapping):
             raise_if_needed(args["extractor"], args, config.get("name", self.kind))
         return super().build(config, **offered)
+
+    def problems(self, config: Any, offered: Collection[str] = (), place: str | None = None) -> list[str]:
+        found = super().problems(config, offered, place)
+        for one in self.components(dictconfig_to_dict(config), place):
+            if isinstance(one.args.get("extractor"), Mapping):
+                try:
+                    raise_if_needed(one.args["extractor"], one.args, one.title)
+                except ValueError as error:
+                    found.append(f"{one.place}: {error}")
+        return found
 
 
 EXTRACTORS_REGISTRY = _Models("extractor", {**BACKBONES, "extractor_with_mlp": ExtractorWithMLP}, base=IExtractor)

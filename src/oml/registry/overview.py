@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable
-from inspect import Parameter, Signature, cleandoc, formatannotation, signature
+from inspect import Parameter, Signature, cleandoc, signature
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from oml.const import CONFIGS_PATH
+from oml.registry.arguments import type_name
 from oml.registry.registry import Registry, path_of
 
 
@@ -61,8 +62,7 @@ def _summary(constructor: Callable[..., Any]) -> str:
 def _argument(parameter: Parameter) -> dict[str, str]:
     known = {}
     if (of := parameter.annotation) is not Parameter.empty:
-        of = of if isinstance(of, str) else formatannotation(of)
-        known["type"] = re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])", "", of)  # without modules
+        known["type"] = type_name(of)
     if parameter.default is not Parameter.empty:
         known["default"] = repr(parameter.default)
     return known

@@ -24,11 +24,17 @@ def get_pml_criterion(loss: Mapping[str, Any], miner: Mapping[str, Any] | None =
         ModuleNotFoundError: pytorch-metric-learning is not installed.
         KeyError, ValueError, TypeError: as :meth:`Registry.build`, of classes and arguments that there are not.
     """
+    registries = pml_registries({"miner": miner})
+    built = registries["loss"].build(loss)
+    return PMLLoss(built) if miner is None else PMLLoss(built, registries["miner"].build(miner))
+
+
+def pml_registries(args: Mapping[str, Any]) -> dict[str, Registry]:
+    """Which registries the configs among the arguments of :func:`get_pml_criterion` are of."""
     losses, miners = _registries()
-    built = losses.build(loss)
-    if miner is None:
-        return PMLLoss(built)
-    return PMLLoss(built, (MINERS_REGISTRY if miner.get("name") in MINERS_REGISTRY else miners).build(miner))
+    miner = args.get("miner")
+    is_ours = isinstance(miner, Mapping) and miner.get("name") in MINERS_REGISTRY
+    return {"loss": losses, "miner": MINERS_REGISTRY if is_ours else miners}
 
 
 @cache

@@ -1,19 +1,35 @@
 """Names to constructors, and objects out of configs."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig
 
+from oml.registry.arguments import argument_problems, hint
 from oml.utils.misc import dictconfig_to_dict
 
 TConstructor = TypeVar("TConstructor", bound=Callable[..., Any])
+TNested = Mapping[str, "Registry"]
+
+
+class Component(NamedTuple):
+    """A config, or one within it, and what it names."""
+
+    place: str
+    """such as ``criterion.args.miner``"""
+    title: str
+    """for messages"""
+    constructor: Callable[..., Any] | None
+    args: dict[str, Any]
+    nested: TNested
+    problem: str | None
+    """why there is no constructor"""
 
 
 class Registry(dict[str, Callable[..., Any]]):
@@ -31,7 +47,8 @@ class Registry(dict[str, Callable[..., Any]]):
         kind: what the entries are, for messages.
         entries: name -> constructor.
         nested: argument -> registry, for arguments that are configs of other components themselves, or lists of them.
-        takes_configs: entries whose constructors get such arguments as they are, and build them themselves.
+        takes_configs: entries whose constructors get such arguments as they are, and build them themselves: name ->
+            function that tells from ``args`` which registry each of these is of.
         base: class, or classes, of which those behind import paths must be; none are by default, so that these must
             be registered.
 
@@ -47,18 +64,18 @@ class Registry(dict[str, Callable[..., Any]]):
         self,
         kind: str,
         entries: Mapping[str, Callable[..., Any]],
-        nested: Mapping[str, "Registry"] | None = None,
-        takes_configs: Collection[str] = (),
+        nested: TNested | None = None,
+        takes_configs: Mapping[str, Callable[[Mapping[str, Any]], TNested]] | None = None,
         base: type | tuple[type, ...] = (),
     ) -> None:
         super().__init__(entries)
         self.kind = kind
         self.nested = dict(nested or {})
-        self.takes_configs = set(takes_configs)
+        self.takes_configs = dict(takes_configs or {})
         self.base = base if isinstance(base, tuple) else (base,)
 
     def __missing__(self, name: str) -> Callable[..., Any]:
-        raise KeyError(f"No {self.kind} is called {name!r}; {_hint(name, self)}")
+        raise KeyError(f"No {self.kind} is called {name!r}; {hint(name, self)}")
 
     def register(self, name: str) -> Callable[[TConstructor], TConstructor]:
         """A decorator that makes a class or a function an entry.
@@ -101,7 +118,7 @@ class Registry(dict[str, Callable[..., Any]]):
         module = self._import(name, path)
         if not hasattr(module, attribute):
             known = [key for key, value in vars(module).items() if self._takes(value)]
-            raise KeyError(f"The module {path!r} has no {self.kind} {attribute!r}; {_hint(attribute, known)}")
+            raise KeyError(f"The module {path!r} has no {self.kind} {attribute!r}; {hint(attribute, known)}")
         found = getattr(module, attribute)
         if not self._takes(found):
             classes = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in self.base)
@@ -126,17 +143,12 @@ class Registry(dict[str, Callable[..., Any]]):
                 constructor does not know.
             TypeError: from the constructor, if an argument is missing, or as :meth:`find`.
         """
-        config = dictconfig_to_dict(config)  # pyright: ignore[reportArgumentType]
-        if not isinstance(config, Mapping) or "name" not in config or set(config) - {"name", "args"}:
-            raise ValueError(f"The {self.kind}'s config needs a name and may have args and nothing else: {config}.")
-        name, args = config["name"], config.get("args") or {}
-        if not isinstance(name, str) or not isinstance(args, Mapping):
-            raise ValueError(f"The {self.kind}'s config needs a text as name and a mapping as args: {config}.")
+        name, args = self._parts(dictconfig_to_dict(config))  # pyright: ignore[reportArgumentType]
         constructor, args = self.find(name), dict(args)
         parameters = signature(constructor).parameters
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
         if (unknown := sorted(args.keys() - parameters.keys(), key=str)) and not takes_any:
-            hints = "; ".join(f"{key!r}: {_hint(str(key), parameters)}" for key in unknown)
+            hints = "; ".join(f"{key!r}: {hint(str(key), parameters)}" for key in unknown)
             raise ValueError(f"The {self.kind} {name!r} has no argument {hints}")
         nested = {} if name in self.takes_configs else self.nested
         for key, registry in nested.items():
@@ -145,6 +157,61 @@ class Registry(dict[str, Callable[..., Any]]):
             elif isinstance(value, list):
                 args[key] = [registry.build(each, **offered) if isinstance(each, Mapping) else each for each in value]
         return constructor(**{**args, **{key: value for key, value in offered.items() if key in parameters}})
+
+    def problems(self, config: Any, offered: Collection[str] = (), place: str | None = None) -> list[str]:
+        """All that is wrong with a config and those within it, as far as can be told without building anything.
+
+        That is unknown names, unknown and missing arguments, and texts, numbers and lists where others are asked for.
+
+        Args:
+            config: see :meth:`build`.
+            offered: names of what :meth:`build` will be offered.
+            place: where the config stands, for the texts; what it is of by default.
+
+        Example:
+            >>> registry = Registry("optimizer", {"sgd": torch.optim.SGD})
+            >>> registry.problems({"name": "sgd", "args": {"lr": 0.1, "momentun": 0.9}}, offered=["params"])
+            ["optimizer: The optimizer 'sgd' has no argument 'momentun'; did you mean momentum?"]
+        """
+        found = []
+        for one in self.components(dictconfig_to_dict(config), place):
+            if one.constructor is None:
+                found.append(f"{one.place}: {one.problem}")
+                continue
+            texts = argument_problems(one.title, one.constructor, one.args, offered, built=one.nested)
+            for key, registry in one.nested.items():
+                if isinstance(value := one.args.get(key), str) and value in registry:
+                    texts.append(f"{one.title} needs a config as {key}, {{name: {value}}}, got the text {value!r}.")
+            found += [f"{one.place}: {text}" for text in texts]
+        return found
+
+    def components(self, config: Any, place: str | None = None) -> Iterator[Component]:
+        """A config of plain dicts and all within it, outer ones first; their ``args`` are those of the config."""
+        place = self.kind if place is None else place
+        title, args, nested = f"The {self.kind}", {}, {}
+        try:
+            name, args = self._parts(config)
+            title = f"The {self.kind} {name!r}"
+            constructor, problem = self.find(name), None
+            nested = self.takes_configs[name](args) if name in self.takes_configs else self.nested
+        except (KeyError, TypeError, ValueError, ImportError) as error:
+            constructor, problem = None, str(error.args[0] if error.args else error)
+        yield Component(place, title, constructor, args, nested, problem)
+        for key, registry in nested.items():
+            if isinstance(value := args.get(key), Mapping):
+                yield from registry.components(value, f"{place}.args.{key}")
+            elif isinstance(value, list):
+                for i, each in enumerate(value):
+                    if isinstance(each, Mapping):
+                        yield from registry.components(each, f"{place}.args.{key}[{i}]")
+
+    def _parts(self, config: Any) -> tuple[str, dict[str, Any]]:
+        if not isinstance(config, Mapping) or "name" not in config or set(config) - {"name", "args"}:
+            raise ValueError(f"The {self.kind}'s config needs a name and may have args and nothing else: {config}.")
+        name, args = config["name"], config.get("args") or {}
+        if not isinstance(name, str) or not isinstance(args, Mapping):
+            raise ValueError(f"The {self.kind}'s config needs a text as name and a mapping as args: {config}.")
+        return name, args  # pyright: ignore[reportReturnType] (of plain dicts)
 
     def _import(self, name: str, path: str) -> ModuleType:
         try:
@@ -172,9 +239,3 @@ class Registry(dict[str, Callable[..., Any]]):
 def path_of(constructor: Callable[..., Any]) -> str:
     """Its import path, such as ``torch.optim.sgd.SGD``."""
     return f"{constructor.__module__}.{getattr(constructor, '__qualname__', constructor)}"
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = get_close_matches(name, known)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}."
