@@ -49,7 +49,7 @@ def test_several_metrics_at_once_are_as_one_by_one(rng: torch.Generator) -> None
     values = torch.stack([torch.rand(60, generator=rng), torch.randint(2, (60,), generator=rng).float()])
     clusters = torch.randint(20, (60,), generator=rng)
     together = bootstrap_intervals(values, clusters=clusters, seed=2)
-    assert together[0].low < together[1].low
+    assert together[0].high < together[1].high  # ones and zeros spread more
     for row, found in zip(values, together, strict=True):
         assert found == pytest.approx(bootstrap_interval(row, clusters=clusters, seed=2))
 

@@ -113,6 +113,7 @@ class EmbeddingMetrics(IMetricVisualisable):
     Attributes:
         metrics: the numbers, ``{"OVERALL": {"cmc": {1: tensor(0.9)}, ...}, ...}``.
         metrics_unreduced: the same with one value per query, in the order of ``results.query_ids``.
+        query_rows: the queries of each category, by their row in ``results``.
         results: the ranking they come from, at most 100 galleries per query.
         acc: what was collected.
     """
@@ -211,7 +212,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.results: RetrievalResults | None = None
         self.metrics: TMetricsDict_ByLabels = {}
         self.metrics_unreduced: TMetricsDict_ByLabels = {}
-        self._rows: dict[str | int, Tensor] = {}  # category -> its queries, by their row in the results
+        self.query_rows: dict[str | int, Tensor] = {}
         self._has_told_of_sequences = False
 
     def setup(self, num_samples: int) -> None:
@@ -219,7 +220,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.results = None
         self.metrics = {}
         self.metrics_unreduced = {}
-        self._rows = {}
+        self.query_rows = {}
         self.acc.refresh(num_samples)
 
     def update_data(self, data_dict: dict[str, Any]) -> None:
@@ -280,7 +281,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             members |= by_category
             queries |= positions_by_category(np.asarray(categories)[self.results.query_ids.numpy()])
 
-        self._rows, self.metrics_unreduced = queries, {}
+        self.query_rows, self.metrics_unreduced = queries, {}
         for category, rows in queries.items():
             values: dict[str, dict[Cut | float, Tensor]] = {
                 name: {k: of_all[rows] for k, of_all in by_k.items()} for name, by_k in per_query.items()
@@ -317,7 +318,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             found = iter(
                 bootstrap_intervals(
                     torch.stack([values for by_k in by_query.values() for values in by_k.values()]),
-                    clusters=labels[self._rows[category]],
+                    clusters=labels[self.query_rows[category]],
                     confidence=confidence,
                     n_resamples=n_resamples,
                     seed=seed,
@@ -444,7 +445,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         if metric in _NOT_BY_QUERY:
             raise ValueError(f"{metric_name!r} has no value per query.")
         order = self.metrics_unreduced[category][metric][k].argsort(stable=True)
-        return self._rows[category][order[:n_queries]].tolist()
+        return self.query_rows[category][order[:n_queries]].tolist()
 
     def get_plot_for_worst_queries(
         self, metric_name: str, n_queries: int, n_instances: int, verbose: bool = False
