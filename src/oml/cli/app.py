@@ -12,12 +12,17 @@ import oml
 from oml.cli.audit import audit
 from oml.cli.check import check
 from oml.cli.compare import compare
+from oml.cli.config import config
 from oml.cli.convert import convert
 from oml.cli.demo import demo
+from oml.cli.predict import predict
 from oml.cli.registry import registry
 from oml.cli.split import split
+from oml.cli.train import train
 from oml.cli.transforms import transforms
+from oml.cli.validate import validate
 from oml.cli.zoo import zoo
+from oml.configs import ConfigError
 
 app = typer.Typer(
     name="oml",
@@ -31,8 +36,12 @@ app.command()(check)
 app.command()(compare)
 app.command()(convert)
 app.command()(demo)
+app.command()(predict)
 app.command()(registry)
 app.command()(split)
+app.command()(train)
+app.command()(validate)
+app.add_typer(config)
 app.add_typer(transforms)
 app.add_typer(zoo)
 
@@ -71,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = error.format_message()
         stop = "" if text.endswith((".", "?")) else "."
         _say(f"{text}{stop} See {context.command_path if context else 'oml'} --help.")
+        sys.exit(2)
+    except ConfigError as error:
+        if debug:
+            raise
+        for finding in error.findings:
+            _say(finding)
         sys.exit(2)
     except Exception as error:
         if debug:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 TSource = str | Path | Mapping[str, Any]
+_HYDRAS_FOLDER = "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}"  # of a run, if a config does not say another
 
 
 class ConfigError(ValueError):
@@ -51,30 +52,32 @@ def compose(source: TSource, overrides: Sequence[str] = (), fields: Collection[s
         >>> config.optimizer
         {'name': 'sgd', 'args': {'lr': 0.1}}
     """
-    return compose_with_hydra(source, overrides, fields)[0]
+    return compose_with_folder(source, overrides, fields)[0]
 
 
-def compose_with_hydra(
+def compose_with_folder(
     source: TSource, overrides: Sequence[str] = (), fields: Collection[str] = ()
-) -> "tuple[DictConfig, DictConfig]":
-    """As :func:`compose`, and beside it what is for Hydra itself."""
+) -> "tuple[DictConfig, str | None]":
+    """As :func:`compose`, and the folder of a run that the config asks Hydra for, if it does."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf, open_dict
 
-    with _hydra(source, fields) as (hydra, name):
+    with _told(), _hydra(source, fields) as (hydra, name):
         config = hydra.compose_config(name, list(overrides), RunMode.RUN, from_shell=False)
         of_caller = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
         try:
+            raw: Any = OmegaConf.to_container(config.hydra.run)
+            folder = None if raw["dir"] == _HYDRAS_FOLDER else config.hydra.run.dir
             with open_dict(config):
-                of_hydra = config.pop("hydra")
+                del config["hydra"]
                 findings = _resolve_those_of_hydra(config)
         finally:
             HydraConfig.instance().cfg = of_caller
     if findings:
         raise ConfigError(findings)
-    return config, of_hydra
+    return config, folder
 
 
 def sweep_overrides(overrides: Sequence[str]) -> list[list[str]]:
@@ -111,6 +114,7 @@ def _hydra(source: TSource, fields: Collection[str]) -> "Iterator[tuple[Hydra, s
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
 
     from oml.configs.loader import LenientLoader
     from oml.configs.resolvers import register_resolvers
@@ -118,10 +122,10 @@ def _hydra(source: TSource, fields: Collection[str]) -> "Iterator[tuple[Hydra, s
     register_resolvers()
     if isinstance(source, Mapping):
         folder, name = CONFIGS_PATH, "oml_config"
-        ConfigStore.instance().store(name, dict(source))
+        ConfigStore.instance().store(name, OmegaConf.create(source))  # pyright: ignore[reportArgumentType]
     else:
         folder, name = _find(source)
-    with _told(), initialize_config_dir(str(folder), job_name="oml", version_base="1.3"), warnings.catch_warnings():
+    with initialize_config_dir(str(folder), job_name="oml", version_base="1.3"), warnings.catch_warnings():
         # the order in such a file is that of Hydra 1.1 and later: its own fields come last
         warnings.filterwarnings("ignore", "In .* Defaults list is missing `_self_`", UserWarning)
         warnings.filterwarnings("error", "provider=hydra.searchpath", UserWarning)

@@ -1,0 +1,151 @@
+"""What the commands that take a config share: finding it, composing it, and the pipeline that it is for."""
+
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from oml.lightning.pipelines.schema import Pipeline
+
+_TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".gz", ".bz2", ".xz", ".zip", ".parquet", ".pq")
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from oml.configs.composing import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str | None, typer.Option(help="Name of a packaged config, instead of a file.", autocompletion=_complete_recipe)
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Composed(NamedTuple):
+    """A config, the pipeline it is for, and the folder of a run that it asks Hydra for, if it does."""
+
+    config: "DictConfig"
+    pipeline: "Pipeline"
+    folder: str | None
+
+
+def pipelines() -> "dict[str, Pipeline]":
+    """By what each is for."""
+    from oml.lightning.pipelines import schema
+
+    return {
+        "train": schema.TRAINING,
+        "train-postprocessor": schema.POSTPROCESSOR_TRAINING,
+        "validate": schema.VALIDATION,
+        "predict": schema.PREDICTION,
+    }
+
+
+def split_words(words: Sequence[str] | None, recipe: str | None, run: Path | None = None) -> tuple[str, list[str]]:
+    """The source of a config and the overrides, out of what stands on a command line.
+
+    Args:
+        words: all of it but the options.
+        recipe, run: the source, if an option has it.
+    """
+    words = list(words or ())
+    named = [str(each) for each in (recipe, run) if each is not None]
+    if words and not _is_override(words[0]):
+        named.append(words.pop(0))
+    if len(named) > 1:
+        raise typer.BadParameter(f"there are {len(named)} configs, {' and '.join(named)}; give one.")
+    if not named:
+        raise typer.BadParameter("which config? Give a file or --recipe NAME.")
+    if recipe is not None:
+        _check_recipe(recipe)
+    return named[0], words
+
+
+def fields_of(among: Collection[str] = ()) -> set[str]:
+    """The fields of some pipelines, by default of all: overrides may set them without a ``+``."""
+    from oml.lightning.pipelines.schema import FREE_FIELDS
+
+    return {
+        field for name, each in pipelines().items() if not among or name in among for field in each.fields
+    } | FREE_FIELDS
+
+
+def best_pipeline(config: "DictConfig", among: Collection[str] = ()) -> "Pipeline":
+    """The one of some pipelines, by default of all, whose fields fit a config best: fewest are missing or unknown."""
+    from oml.lightning.pipelines.schema import FREE_FIELDS, REQUIRED
+
+    def n_wrong(pipeline: "Pipeline") -> int:
+        missing = [name for name, field in pipeline.fields.items() if field.default is REQUIRED and name not in config]
+        unknown = [name for name in config if name not in pipeline.fields and name not in FREE_FIELDS]
+        return len(missing) + len(unknown)
+
+    return min((each for name, each in pipelines().items() if not among or name in among), key=n_wrong)
+
+
+def compose_for(source: Any, overrides: Sequence[str], among: Collection[str] = ()) -> Composed:
+    """Compose a config for the one of some pipelines, by default of all, that fits it best."""
+    from oml.configs.composing import compose_with_folder
+
+    config, folder = compose_with_folder(source, overrides, fields_of(among))
+    return Composed(config, best_pipeline(config, among), folder)
+
+
+def load_source(source: str) -> Any:
+    """What to compose: the default config for a table, the config of a run; else what was given."""
+    if not source.lower().endswith(_TABLE_SUFFIXES):
+        return config_of_run(source) if is_run(source) else source
+    from oml.configs import ConfigError
+
+    with loading():
+        from oml.lightning.pipelines.defaults import default_config
+    try:
+        return default_config(Path(source))
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether it is the folder of a run."""
+    return config_of_run(folder).is_file()
+
+
+def config_of_run(folder: str | Path) -> Path:
+    """Where the config of a run is."""
+    return Path(folder) / "config.yaml"
+
+
+def import_from_here() -> None:
+    """Let configs name what is in modules of the current folder. It comes last: no file there hides a package."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """A line on the terminal while torch and Lightning are loaded, which takes seconds."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("Loading torch and Lightning"):
+        yield
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith(("~", "+")) or ("=" in word and not Path(word).exists())
+
+
+def _check_recipe(name: str) -> None:
+    from difflib import get_close_matches
+
+    from oml.configs.composing import recipe_names
+
+    if name not in (known := recipe_names()):
+        near = get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+        raise typer.BadParameter(f"there is no recipe {name!r}; {hint}")

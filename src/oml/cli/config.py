@@ -1,0 +1,87 @@
+"""``oml config``."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from oml.cli.composing import Debug, Recipe, compose_for, import_from_here, load_source, loading, split_words
+
+config = typer.Typer(
+    name="config",
+    help="Print configs, and check them, without running anything.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+class Purpose(StrEnum):
+    """What a config is for."""
+
+    TRAIN = "train"
+    TRAIN_POSTPROCESSOR = "train-postprocessor"
+    VALIDATE = "validate"
+    PREDICT = "predict"
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a table or a run's folder; overrides of it."),
+]
+For = Annotated[Purpose | None, typer.Option("--for", help="What it is for; by default what its fields fit best.")]
+
+
+@config.command()
+def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug: Debug = False) -> None:  # noqa: ARG001 (see main)
+    """Print a config as a pipeline gets it: composed and resolved, and after that the defaults of what it leaves out.
+
+    What is printed is a config too. It is not checked.
+
+    Examples:
+
+    - `oml config show train.yaml`
+    - `oml config show --recipe cub optimizer=sgd sampler.args.n_labels=16 > mine.yaml`
+    - `oml config show my_data/df.csv` prints what `oml train my_data/df.csv` would take
+    """
+    from omegaconf import OmegaConf
+
+    from oml.lightning.pipelines.schema import REQUIRED
+    from oml.utils.misc import dictconfig_to_dict
+
+    source, overrides = split_words(words, recipe)
+    composed = compose_for(load_source(source), overrides, [purpose] if purpose else ())
+    typer.echo(OmegaConf.to_yaml(OmegaConf.create(dictconfig_to_dict(composed.config))).rstrip())
+    left_out = {
+        name: field
+        for name, field in composed.pipeline.fields.items()
+        if name not in composed.config and field.default is not REQUIRED
+    }
+    if left_out:
+        typer.echo(f"\n# left out, so at the defaults of a {composed.pipeline.name} config")
+    for name, field in left_out.items():
+        typer.echo(f"# {field.help}\n{OmegaConf.to_yaml({name: field.default}).rstrip()}")
+
+
+@config.command()
+def check(words: Words = None, recipe: Recipe = None, purpose: For = None, debug: Debug = False) -> None:  # noqa: ARG001 (see main)
+    """Tell everything that is wrong with a config, without loading weights or images.
+
+    Leaves with code 2 and a line for each finding, else with 0. The table is read, and modules that the config names
+    are imported.
+
+    Examples:
+
+    - `oml config check train.yaml`
+    - `oml config check train.yaml accelerator=cpu criterion=arcface`
+    - `oml config check predict.yaml --for predict`
+    """
+    from oml.configs import ConfigError
+
+    import_from_here()
+    source, overrides = split_words(words, recipe)
+    composed = compose_for(load_source(source), overrides, [purpose] if purpose else ())
+    with loading():
+        from oml.lightning.pipelines.checks import find_problems
+    if problems := find_problems(composed.config, composed.pipeline):
+        raise ConfigError(problems)
+    typer.echo(f"{source}: nothing wrong with this {composed.pipeline.name} config.")

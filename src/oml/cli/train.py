@@ -1,0 +1,215 @@
+"""``oml train``."""
+
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oml.cli.composing import (
+    Debug,
+    Recipe,
+    best_pipeline,
+    compose_for,
+    fields_of,
+    import_from_here,
+    is_run,
+    load_source,
+    loading,
+    split_words,
+)
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from oml.lightning.pipelines.schema import Pipeline
+
+_PIPELINES = ("train", "train-postprocessor")
+
+
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG|TABLE] [KEY=VALUE]...",
+            help="A YAML file; or a table, CSV or Parquet, for a config that suits it. Then overrides of its fields.",
+        ),
+    ] = None,
+    recipe: Recipe = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Folder of an interrupted run to go on with.")
+    ] = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="Train once for each choice of overrides such as seed=0,1,2.")
+    ] = False,
+    debug: Debug = False,  # noqa: ARG001 (see main)
+) -> None:
+    """Train a model as a config says, or, for a table, as suits it. The config is checked first.
+
+    A run has its own folder, which gets the config, the checkpoints, logs and metrics: `runs/NAME-TIME`, or what the
+    config says by `run_dir`, `hydra_dir` or `hydra.run.dir`. With --multirun, Hydra makes one for each job, below
+    `multirun/DATE/TIME`, and its sweepers and launchers are there for the asking (`hydra/launcher=joblib`).
+
+    Overrides are Hydra's: `key=value`, `+new_key=value`, `~key`, `optimizer=sgd` for a packaged config; `oml registry`
+    prints what there is. Relative paths in a config are seen from where you stand, and a loss, sampler ... of your
+    own in a module here goes by its import path: `criterion.name=my_module.MyLoss`. Put overrides in quotes if they
+    have characters that your shell takes for its own.
+
+    Examples:
+
+    - `oml train my_data/df.csv`
+    - `oml train --recipe glyphs max_epochs=2`
+    - `oml train train.yaml optimizer.args.lr=1e-4 'metric_args.cmc_top_k=[1,5]'`
+    - `oml train train.yaml --multirun seed=0,1,2 criterion=arcface,proxy_anchor`
+    - `oml train --resume runs/cub-2030-01-01_12-00-00`
+    - `oml config show my_data/df.csv > train.yaml` for a config to start from
+    """
+    import_from_here()
+    source, overrides = split_words(words, recipe, resume)
+    if resume is not None:
+        _check_resumable(resume, multirun)
+    loaded = load_source(source)
+    if multirun:
+        _sweep(loaded, overrides)
+        return
+    composed = compose_for(loaded, overrides, _PIPELINES)
+    checked, run = _load(composed.pipeline)
+    config = checked(composed.config, composed.pipeline)
+    if resume is not None:
+        config.resume = str(resume)
+        folder = nullcontext(resume)
+    else:
+        folder = _run_folder(config, composed.folder, Path(source).stem)
+    with folder as path, _told_how_to_go_on(path):
+        config.run_dir = str(path)
+        report = run(config)
+    _show(report)
+
+
+def _load(pipeline: "Pipeline") -> tuple[Callable[..., "DictConfig"], Callable[["DictConfig"], Any]]:
+    """What checks a config, and the function of the pipeline."""
+    # see demo.py
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    with loading():
+        from oml.lightning.pipelines import schema
+        from oml.lightning.pipelines.checks import checked
+
+        if pipeline is schema.TRAINING:
+            from oml.lightning.pipelines.train import extractor_training_pipeline as run
+        else:
+            from oml.lightning.pipelines.train_postprocessor import postprocessor_training_pipeline as run
+    return checked, run
+
+
+def _check_resumable(folder: Path, multirun: bool) -> None:
+    if multirun:
+        raise typer.BadParameter("--resume goes on with one run, --multirun makes new ones; give one of them.")
+    if not is_run(folder):
+        what = "has no config.yaml" if folder.is_dir() else "is no folder"
+        raise typer.BadParameter(f"{str(folder)!r} {what}, so it is no run to resume.")
+
+
+@contextmanager
+def _run_folder(config: "DictConfig", of_hydra: str | None, name: str) -> Iterator[Path]:
+    """A folder for a new run. If nothing comes to be in it, it does not stay, and what was raised is a ConfigError."""
+    from oml.configs import ConfigError
+    from oml.utils.io import new_folder
+
+    wanted = config.get("run_dir") or config.get("hydra_dir") or of_hydra
+    folder = Path(wanted or Path("runs", f"{config.get('postfix') or name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        if wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        else:
+            made[0] = folder = new_folder(folder.parent, folder.name)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"cannot write to {str(folder)!r}: {reason}. Name another folder by run_dir=...") from error
+    if is_run(folder) or (folder / "checkpoints").exists():
+        raise ConfigError(f"{str(folder)!r} has a run already. Name another folder, or go on by --resume {folder}.")
+    try:
+        yield folder
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        if any(folder.iterdir()):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(" ".join(str(text).split())) from error
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()  # as long as they are empty
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            typer.echo(
+                f"It goes on from its last checkpoint by: {shlex.join(['oml', 'train', '--resume', str(folder)])}",
+                err=True,
+            )
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # of which Lightning makes an exit
+        raise
+
+
+def _sweep(source: Any, overrides: Sequence[str]) -> None:
+    """A multirun, once the configs of all its jobs were checked."""
+    from oml.configs import ConfigError
+    from oml.configs.composing import multirun, sweep_overrides
+
+    jobs = sweep_overrides(overrides)
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        for finding in _problems(source, job):
+            found.setdefault(finding, []).append(" ".join(job))
+    if found:
+        raise ConfigError(text if len(of) == len(jobs) else f"{of[0]}: {text}" for text, of in found.items())
+    multirun(source, overrides, _job, fields_of(_PIPELINES))
+
+
+def _problems(source: Any, overrides: Sequence[str]) -> list[str]:
+    from oml.configs import ConfigError
+
+    try:
+        composed = compose_for(source, overrides, _PIPELINES)
+        _load(composed.pipeline)[0](composed.config, composed.pipeline)
+    except ConfigError as error:
+        return error.findings
+    return []
+
+
+def _job(config: "DictConfig") -> float:
+    """A job of a multirun, maybe in another process; returns the score, for sweepers that optimise."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    import_from_here()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with open_dict(config):
+        config.run_dir = str(folder)
+    _, run = _load(best_pipeline(config, _PIPELINES))
+    with _told_how_to_go_on(folder):
+        report = run(config)
+    _show(report)
+    return report.score
+
+
+def _show(report: Any) -> None:
+    """What came of a run."""
+    run = shlex.quote(str(report.run))
+    typer.echo(
+        f"\nBest {report.monitor}: {report.score:.4f}\n"
+        + "".join(f"{name:>16}: {path}\n" for name, path in report.files.items())
+        + f"\nTry next:\n  oml validate {run}\n  oml predict {run} data_dir=FOLDER"
+    )
