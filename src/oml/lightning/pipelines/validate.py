@@ -4,15 +4,133 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from oml.const import SPLIT_COLUMN, VALIDATION_SPLIT, TCfg
 from oml.datasets.base import DatasetQueryGallery
 from oml.datasets.table import TableError, check_retrieval_dataframe_format, read_table
+from oml.lightning.callbacks.checkpoints import BEST
 from oml.lightning.callbacks.metric import MetricValCallback
+from oml.lightning.modules.extractor import ExtractorModule
+from oml.lightning.pipelines.checks import checked
+from oml.lightning.pipelines.parser import (
+    CHECKPOINTS_FOLDER,
+    parse_engine_params_from_config,
+    parse_logger_from_config,
+    parse_precision_from_config,
+    run_folder,
+)
+from oml.lightning.pipelines.schema import VALIDATION
 from oml.metrics.embeddings import EmbeddingMetrics
+from oml.metrics.table import print_metrics_table, write_metrics
+from oml.registry.models import get_extractor_by_cfg
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.utils.misc import dictconfig_to_dict
+
+
+def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str, float]]]:
+    """Compute the metrics of an extractor on the validation part of a table, or of several, and show them.
+
+    Everything comes from the config, which is checked before anything is loaded; its fields are those of
+    ``oml.lightning.pipelines.schema.VALIDATION``. Metrics of the main table are called ``OVERALL/cmc/1`` and the like,
+    those of each of the ``validation_tables`` ``<name>/OVERALL/cmc/1``. With a ``run_dir``, the files ``metrics.csv``
+    and ``metrics.json`` go there, with intervals, see :func:`oml.metrics.table.write_metrics`. Metrics and pictures go
+    to the ``logger``, if there is one; for ``log_images`` it is TensorBoard's unless the config says another.
+
+    On several devices each of them computes everything: the numbers are right, and come no sooner.
+
+    Returns:
+        The trainer, and the metrics of every table by their names. Of ``trainer.callbacks`` each
+        ``MetricValCallback`` has a ``metric`` with all that was computed, to plot from.
+
+    Raises:
+        ConfigError: with all that is wrong with the config.
+
+    Example:
+        ::
+
+            trainer, logs = extractor_validation_pipeline(config)
+            callback = next(each for each in trainer.callbacks if isinstance(each, MetricValCallback))
+            callback.metric.get_plot_for_worst_queries("OVERALL/map/5", n_queries=5, n_instances=5)
+    """
+    config = dictconfig_to_dict(checked(cfg, VALIDATION))
+    if config.get("postprocessor"):
+        raise ValueError(
+            "extractor_validation_pipeline cannot re-rank yet: postprocessors come with a later release (issue 9). "
+            "Set postprocessor to null."
+        )
+    # the table shows them
+    metric_args = {"verbose": False, **(config.get("metric_args") or {})}
+    loaders, callbacks = validation_parts({**config, "metric_args": metric_args})
+    has_logger = bool(config.get("logger") or config.get("log_images"))
+    trainer = pl.Trainer(
+        **{
+            **parse_engine_params_from_config(config),
+            "precision": parse_precision_from_config(config),
+            "default_root_dir": run_folder(config),
+            "logger": parse_logger_from_config(config) if has_logger else False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            **(config.get("lightning_trainer_extra_args") or {}),
+            "callbacks": callbacks,
+        }
+    )
+    module = ExtractorModule(get_extractor_by_cfg(config["extractor"]))
+    logs = trainer.validate(module, dataloaders=loaders, verbose=False)
+    metrics = {callback.name: callback.metric for callback in callbacks}
+    if trainer.is_global_zero:
+        print_metrics_table(metrics)
+        if config.get("run_dir"):
+            write_metrics(config["run_dir"], metrics)
+    return trainer, [dict(each) for each in logs]
+
+
+def validation_config_of(run: Path | str) -> DictConfig:
+    """The config to validate what a training made, on its own table: with the weights of its best checkpoint.
+
+    Args:
+        run: the folder of the training, with ``config.yaml`` and ``checkpoints/best.ckpt``.
+
+    Returns:
+        Fields of ``oml.lightning.pipelines.schema.VALIDATION``, for one device of any kind, without a logger.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks one of these files.
+    """
+    config = config_of_run(run)
+    fields = ("dataset_root", "dataframe_name", "transforms_val", "bs_val", "num_workers", "extractor", "precision")
+    fields += ("metric_args", "validation_tables")
+    return OmegaConf.create({**{key: config[key] for key in fields if key in config}, "devices": 1})
+
+
+def config_of_run(run: Path | str) -> dict[str, Any]:
+    """The config of a training, whose extractor takes the weights of the best checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks its config or checkpoint.
+    """
+    run = Path(run)
+    for file in (run / "config.yaml", checkpoint := run / CHECKPOINTS_FOLDER / BEST):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"The folder of a training has config.yaml and {CHECKPOINTS_FOLDER}/{BEST}, but there is no "
+                f"{str(file)!r}. The training writes its first checkpoint when it is validated first."
+            )
+    config = dictconfig_to_dict(OmegaConf.load(run / "config.yaml"))  # pyright: ignore[reportArgumentType]
+    extractor = _without_weights(config["extractor"])
+    return {**config, "extractor": {**extractor, "args": {**extractor["args"], "weights": str(checkpoint.absolute())}}}
+
+
+def _without_weights(extractor: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an extractor, and of those within it, that loads none: those of a checkpoint are for all."""
+    args = dict(extractor.get("args") or {})
+    if "weights" in args:
+        args["weights"] = None
+    if isinstance(inner := args.get("extractor"), Mapping):
+        args["extractor"] = _without_weights(inner)
+    return {**extractor, "args": args}
 
 
 def validation_parts(
