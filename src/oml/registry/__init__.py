@@ -1,25 +1,52 @@
 """What a config can name, one table a kind; each takes entries of your own by assignment."""
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
 from oml.registry.losses import LOSSES_REGISTRY
 from oml.registry.miners import MINERS_REGISTRY
 from oml.registry.models import EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY
 from oml.registry.optimizers import OPTIMIZERS_REGISTRY
 from oml.registry.overview import call_of
+from oml.registry.registry import Registry
 from oml.registry.samplers import SAMPLERS_CATEGORIES_BASED, SAMPLERS_REGISTRY
 from oml.registry.schedulers import SCHEDULERS_REGISTRY
 from oml.registry.transforms import TRANSFORMS_ALBU, TRANSFORMS_REGISTRY, TRANSFORMS_TORCH
 
+
+class _Registries(Mapping[str, Registry]):
+    """Those whose modules take long to import are imported when they are asked for."""
+
+    def __init__(self, known: Mapping[str, Registry], later: Mapping[str, str]) -> None:
+        self._known, self._later = dict(known), dict(later)
+
+    def __getitem__(self, kind: str) -> Registry:
+        if kind in self._known:
+            return self._known[kind]
+        module, _, name = self._later[kind].rpartition(".")
+        return getattr(import_module(module), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._known, *self._later}))
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._later)
+
+
 #: folder of packaged configs -> the registry that builds them
-REGISTRIES = {
-    "criterion": LOSSES_REGISTRY,
-    "extractor": EXTRACTORS_REGISTRY,
-    "miner": MINERS_REGISTRY,
-    "optimizer": OPTIMIZERS_REGISTRY,
-    "pairwise_model": PAIRWISE_MODELS_REGISTRY,
-    "sampler": SAMPLERS_REGISTRY,
-    "scheduler": SCHEDULERS_REGISTRY,
-    "transforms": TRANSFORMS_REGISTRY,
-}
+REGISTRIES: Mapping[str, Registry] = _Registries(
+    {
+        "criterion": LOSSES_REGISTRY,
+        "extractor": EXTRACTORS_REGISTRY,
+        "miner": MINERS_REGISTRY,
+        "optimizer": OPTIMIZERS_REGISTRY,
+        "pairwise_model": PAIRWISE_MODELS_REGISTRY,
+        "sampler": SAMPLERS_REGISTRY,
+        "scheduler": SCHEDULERS_REGISTRY,
+        "transforms": TRANSFORMS_REGISTRY,
+    },
+    later={"logger": "oml.registry.loggers.LOGGERS_REGISTRY"},  # with Lightning
+)
 
 
 def show_registry() -> None:
