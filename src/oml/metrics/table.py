@@ -111,9 +111,10 @@ def print_metrics_table(metrics: Mapping[str, EmbeddingMetrics], console: "Conso
     table = Table(box=SIMPLE)
     for heading in ("metric", "mean", "95 % interval", "queries", "labels"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    for name, row in zip(_names(rows), rows.itertuples(), strict=True):
-        interval = "" if isnan(row.low) else f"{row.low:.4f} to {row.high:.4f}"
-        table.add_row(name, f"{row.mean:.4f}", interval, f"{row.n_queries:,}", f"{row.n_labels:,}")
+    numbers = rows[["mean", "low", "high", "n_queries", "n_labels"]].to_dict("list")
+    for name, mean, low, high, n_queries, n_labels in zip(_names(rows), *numbers.values(), strict=True):
+        interval = "" if isnan(low) else f"{low:.4f} to {high:.4f}"
+        table.add_row(name, f"{mean:.4f}", interval, f"{n_queries:,}", f"{n_labels:,}")
     console.print(table)
     if is_long:
         console.print("Categories are left out, as they are many.")

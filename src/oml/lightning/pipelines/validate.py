@@ -79,7 +79,7 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
     )
     module = ExtractorModule(get_extractor_by_cfg(config["extractor"]))
     logs = trainer.validate(module, dataloaders=loaders, verbose=False)
-    metrics = {callback.name: callback.metric for callback in callbacks}
+    metrics = {each.name: each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
     if trainer.is_global_zero:
         print_metrics_table(metrics)
         if config.get("run_dir"):

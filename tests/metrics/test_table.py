@@ -1,0 +1,138 @@
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from oml.functional.statistics import bootstrap_interval
+from oml.metrics.embeddings import EmbeddingMetrics
+from oml.metrics.table import metrics_table, print_metrics_table, write_metrics
+
+
+def computed(n_labels: int = 12, n_categories: int = 2, **args: object) -> EmbeddingMetrics:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n_labels).repeat_interleave(4)
+    embeddings = torch.randn(n_labels, 4, generator=generator)[labels] + torch.randn(
+        len(labels), 4, generator=generator
+    )
+    everyone = torch.ones(len(labels), dtype=torch.bool)
+    metric = EmbeddingMetrics(
+        cmc_top_k=(1,), map_top_k=("r",), fmr_vals=(0.1,), categories_key="categories", verbose=False, **args
+    )  # pyright: ignore[reportArgumentType]
+    metric.setup(len(labels))
+    metric.update_data(
+        {
+            "embeddings": embeddings,
+            "labels": labels,
+            "is_query": everyone,
+            "is_gallery": everyone,
+            "categories": [f"c{label % n_categories}" for label in labels.tolist()],
+        }
+    )
+    metric.compute_metrics()
+    return metric
+
+
+def test_a_row_for_every_number_with_the_interval_of_its_queries() -> None:
+    metric = computed()
+    table = metrics_table(metric)
+    expected = [
+        (category, name, k, value.item())
+        for category, by_metric in metric.metrics.items()
+        for name, by_k in by_metric.items()
+        for k, value in by_k.items()
+    ]
+    assert list(zip(table["category"], table["metric"], table["k"], strict=True)) == [row[:3] for row in expected]
+    assert table["mean"].tolist() == pytest.approx([row[3] for row in expected])
+    assert table["category"].unique().tolist() == ["OVERALL", "c0", "c1"]
+    assert table["n_queries"].tolist() == [48] * 5 + [24] * 10
+    assert table["n_labels"].tolist() == [12] * 5 + [6] * 10
+    assert metric.results is not None
+    for category, every in (("OVERALL", 1), ("c1", 2)):
+        of_it = metric.results.query_labels % every == every - 1
+        values = metric.metrics_unreduced["OVERALL"]["map"]["r"][of_it]
+        interval = bootstrap_interval(values, clusters=metric.results.query_labels[of_it])
+        row = table[(table["category"] == category) & (table["metric"] == "map")].iloc[0]
+        assert (row["low"], row["high"]) == pytest.approx(interval[1:])
+        assert row["low"] < row["mean"] < row["high"]
+    narrower = metrics_table(metric, confidence=0.5)
+    assert narrower["high"][0] - narrower["low"][0] < table["high"][0] - table["low"][0]
+
+
+def test_what_is_no_mean_over_queries_has_no_interval() -> None:
+    table = metrics_table(computed())
+    without = table["metric"].isin(["fnmr@fmr", "pcf"])
+    assert without.sum() == 6
+    assert table[without][["low", "high"]].isna().all(axis=None)
+    assert table[~without].notna().all(axis=None)
+    only = EmbeddingMetrics(cmc_top_k=(), precision_top_k=(), map_top_k=(), fmr_vals=(0.1,), verbose=False)
+    only.setup(4)
+    everyone = torch.ones(4, dtype=torch.bool)
+    batch = {"labels": torch.tensor([0, 0, 1, 1]), "is_query": everyone, "is_gallery": everyone}
+    only.update_data({"embeddings": torch.randn(4, 2), **batch})
+    only.compute_metrics()
+    assert metrics_table(only)["metric"].tolist() == ["fnmr@fmr", "pcf"]
+
+
+def test_categories_go_if_the_metric_returns_the_main_one_only() -> None:
+    assert set(metrics_table(computed(return_only_main_category=True))["category"]) == {"OVERALL"}
+
+
+def test_files_hold_all_tables(tmp_path: Path) -> None:
+    metrics = {"": computed(), "street": computed(n_labels=20)}
+    run = tmp_path / "new" / "run"
+    for _ in range(2):  # the second time they are replaced
+        returned = write_metrics(run, metrics)
+    assert sorted(file.name for file in run.iterdir()) == ["metrics.csv", "metrics.json"]
+
+    table = pd.read_csv(run / "metrics.csv", keep_default_na=False, na_values={"low": "", "high": ""})
+    assert table.columns.tolist() == [
+        "table", "category", "metric", "k", "mean", "low", "high", "n_queries", "n_labels"
+    ]  # fmt: skip
+    assert table["table"].tolist() == [""] * 15 + ["street"] * 15
+    assert table["k"].tolist()[:5] == ["1", "5", "r", "0.1", "0.5"]
+    assert table["mean"].tolist() == pytest.approx(returned["mean"].tolist())
+
+    content = json.loads((run / "metrics.json").read_text())
+    assert "whole labels resampled" in content["intervals"]
+    assert len(content["metrics"]) == 30
+    cmc = content["metrics"]["street/c1/cmc/1"]
+    row = metrics_table(metrics["street"]).set_index(["category", "metric", "k"]).loc[("c1", "cmc", 1)]
+    assert cmc == pytest.approx(row.to_dict())
+    assert (cmc["n_queries"], cmc["n_labels"]) == (40, 10)
+    assert content["metrics"]["OVERALL/pcf/0.5"]["low"] is None
+    assert content["metrics"]["OVERALL/cmc/1"]["mean"] == pytest.approx(metrics[""].metrics["OVERALL"]["cmc"][1].item())
+
+
+def test_nothing_computed_leaves_the_former_files(tmp_path: Path) -> None:
+    write_metrics(tmp_path, {"": computed()})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="compute_metrics"):
+        write_metrics(tmp_path, {"": computed(), "street": EmbeddingMetrics()})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def printed(**metrics: EmbeddingMetrics) -> str:
+    text = io.StringIO()
+    print_metrics_table(metrics, Console(file=text, width=120))
+    return text.getvalue()
+
+
+def test_the_terminal_shows_all_rows_until_there_are_many() -> None:
+    few = printed(main=computed(n_labels=30))
+    row = next(line for line in few.splitlines() if "main/c1/cmc/1" in line)
+    expected = metrics_table(computed(n_labels=30)).set_index(["category", "metric", "k"]).loc[("c1", "cmc", 1)]
+    assert f"{expected['mean']:.4f}" in row
+    assert f"{expected['low']:.4f} to {expected['high']:.4f}" in row
+    assert "left out" not in few
+    assert "fewer than 30 labels the intervals are too narrow" in few  # of a category
+
+    many = printed(main=computed(n_labels=60, n_categories=20), street=computed(n_labels=30))
+    assert "main/OVERALL/cmc/1" in many
+    assert "street/OVERALL/cmc/1" in many
+    assert "c1/cmc/1" not in many
+    assert "Categories are left out" in many
+    assert "too narrow" not in many
