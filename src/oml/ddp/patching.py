@@ -109,7 +109,12 @@ def patch_dataloader_to_ddp(loader: DataLoader) -> DataLoader:
     if loader.batch_sampler is None:  # batch_size=None: the sampler's elements go to the data set as they are
         sampler = DDPSamplerWrapper(_same_in_all_processes(loader.sampler), **kwargs)
         return DataLoader(loader.dataset, batch_size=None, sampler=sampler, **parameters)
-    return DataLoader(loader.dataset, batch_sampler=DDPSamplerWrapper(loader.batch_sampler, **kwargs), **parameters)
+    shares = DDPSamplerWrapper(loader.batch_sampler, **kwargs)
+    patched = DataLoader(loader.dataset, batch_sampler=shares, **parameters)
+    # Here Lightning looks whether items are shared out already, and would do so itself, and for epochs to set. A
+    # loader with a batch sampler has a sampler that nobody reads, which torch does not let one name.
+    object.__setattr__(patched, "sampler", shares)
+    return patched
 
 
 def extract_loader_parameters(loader: DataLoader, ignore_data_related_parameters: bool = False) -> dict[str, Any]:
@@ -136,10 +141,7 @@ def extract_loader_parameters(loader: DataLoader, ignore_data_related_parameters
 def check_loaders_is_patched(loaders: DataLoader | Sequence[DataLoader]) -> bool:
     """Whether every one of these loaders brings a process its share: such from :func:`patch_dataloader_to_ddp`."""
     loaders = [loaders] if isinstance(loaders, DataLoader) else loaders
-    return all(
-        isinstance(loader.sampler, DDPSamplerWrapper) or isinstance(loader.batch_sampler, DDPSamplerWrapper)
-        for loader in loaders
-    )
+    return all(isinstance(loader.sampler, DDPSamplerWrapper) for loader in loaders)
 
 
 def _same_in_all_processes(sampler: Any) -> Any:

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
 from oml.interfaces.models import IExtractor, IFreezable
+from oml.lightning.modules.ddp import ModuleDDP
 
 _BAR_SECONDS = 0.2  # how old the loss in a progress bar may be
 
@@ -205,3 +206,12 @@ class ExtractorModule(pl.LightningModule):
                 "requires_grad to False.",
                 stacklevel=2,
             )
+
+
+class ExtractorModuleDDP(ModuleDDP, ExtractorModule):
+    """An :class:`ExtractorModule` that has its loaders itself, see :class:`oml.lightning.modules.ddp.ModuleDDP`.
+
+    Args:
+        loaders_train, loaders_val: as of ``ModuleDDP``.
+        args, kwargs: of ``ExtractorModule``.
+    """
