@@ -81,9 +81,9 @@ def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(by_default, TensorBoardLogger)
     assert Path(by_default.save_dir) == tmp_path / "run"
     assert Path(str(parse_logger_from_config({"logger": None}).save_dir)) == tmp_path
-    chosen = parse_logger_from_config({"logger": {"name": "csv", "args": {"save_dir": "elsewhere"}}})
+    chosen = parse_logger_from_config({"logger": {"name": "csv", "args": {"save_dir": "logs"}}, "run_dir": "run"})
     assert isinstance(chosen, CSVLogger)
-    assert chosen.save_dir == "elsewhere"
+    assert Path(str(chosen.save_dir)) == tmp_path / "run" / "logs"
 
 
 def sgd(*rates: float) -> torch.optim.Optimizer:
@@ -187,7 +187,7 @@ def test_samplers_get_labels_and_the_seed(plain: DatasetWithLabels) -> None:
 
 
 def test_samplers_by_categories_need_some(plain: DatasetWithLabels, categorised: DatasetWithLabels) -> None:
-    args = {"n_labels": 1, "n_instances": 2, "n_categories": 1}
+    args = {"n_labels": 2, "n_instances": 2, "n_categories": 1}
     for name, more in (("category_balance", {}), ("distinct_category_balance", {"epoch_size": 2})):
         config = {"sampler": {"name": name, "args": {**args, **more}}}
         with pytest.raises(ValueError, match=f"{name!r} needs categories, and the table has no column 'category'"):

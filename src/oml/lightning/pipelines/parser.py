@@ -20,6 +20,7 @@ from oml.registry.schedulers import get_scheduler_by_cfg
 from oml.utils.misc import dictconfig_to_dict
 
 CHECKPOINTS_FOLDER = "checkpoints"
+_DEFAULT_LOGGER = {"name": "tensorboard", "args": {"name": "", "version": "tensorboard"}}
 #: schedules that end: their argument for the number of their steps
 _LENGTH_ARGUMENTS = {"one_cycle": "total_steps", "cosine_annealing": "T_max"}
 
@@ -93,14 +94,20 @@ def run_folder(cfg: TCfg) -> Path:
 
 
 def parse_logger_from_config(cfg: TCfg) -> Logger:
-    """The logger that ``logger: {name, args}`` describes; TensorBoard in the run's folder if there is none.
+    """The logger that ``logger: {name, args}`` describes; TensorBoard, in the run's folder, if there is none.
+
+    With ``resume`` it goes on with the run that the logger of this folder had.
 
     Raises:
         KeyError, ValueError, ModuleNotFoundError: as :func:`oml.registry.loggers.get_logger_by_cfg`.
     """
+    from oml.lightning.loggers.experiment import resume_arguments
     from oml.registry.loggers import get_logger_by_cfg
 
-    return get_logger_by_cfg(_plain(cfg).get("logger") or {"name": "tensorboard"}, save_dir=str(run_folder(cfg)))
+    config, run = _plain(cfg), run_folder(cfg)
+    logger: dict[str, Any] = config.get("logger") or _DEFAULT_LOGGER
+    of_run = resume_arguments(logger["name"], run) if config.get("resume") else {}
+    return get_logger_by_cfg(logger, save_dir=str(run), **of_run)
 
 
 def initialize_logging(cfg: TCfg) -> Logger:

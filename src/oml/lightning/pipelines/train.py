@@ -16,6 +16,7 @@ from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels, get_retrie
 from oml.lightning.callbacks.checkpoints import LAST, AtomicCheckpointIO, LastCheckpoint, is_of_training, mode_of
 from oml.lightning.callbacks.ema import EMACallback
 from oml.lightning.callbacks.final_validation import FinalValidation
+from oml.lightning.loggers.experiment import finish
 from oml.lightning.modules.extractor import ExtractorModule
 from oml.lightning.pipelines.checks import checked
 from oml.lightning.pipelines.parser import (
@@ -80,6 +81,7 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
         ConfigError: with all that is wrong with the config.
         ValueError: if the parts do not fit each other.
     """
+    load_dotenv()  # keys of loggers may be in it
     cfg = checked(cfg, TRAINING)
     config: dict[str, Any] = dictconfig_to_dict(cfg)
     engine = parse_engine_params_from_config(config)
@@ -90,7 +92,6 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
         )
     run = run_folder(config)
     checkpoint = _checkpoint_to_resume(config)
-    load_dotenv()
     set_global_seed(config["seed"])
 
     train, validation = _datasets(config)
@@ -132,7 +133,10 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
             ],
         }
     )
-    trainer.fit(module, train_dataloaders=loader, val_dataloaders=loaders_val, ckpt_path=checkpoint)
+    try:
+        trainer.fit(module, train_dataloaders=loader, val_dataloaders=loaders_val, ckpt_path=checkpoint)
+    finally:
+        finish(logger)
     assert best.best_model_score is not None, "the last validation is never left out"
     return TrainingReport(
         run=run,
@@ -257,7 +261,9 @@ def _checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
         return None
     path = Path(config["resume"])
     if not path.exists():
-        raise FileNotFoundError(f"A training can resume from the folder of a run or a .ckpt; there is no {str(path)!r}.")
+        raise FileNotFoundError(
+            f"A training can resume from the folder of a run or a .ckpt; there is no {str(path)!r}."
+        )
     if path.is_file():
         return path
     checkpoint = path / CHECKPOINTS_FOLDER / LAST
