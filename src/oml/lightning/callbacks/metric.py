@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from oml.const import LOG_IMAGE_FOLDER
 from oml.interfaces.metrics import IBasicMetric, IMetricVisualisable
+from oml.lightning.loggers.figures import log_figure, takes_figures
+from oml.lightning.loggers.resilience import attempt
 
 
 class MetricValCallback(pl.Callback):
@@ -21,14 +19,21 @@ class MetricValCallback(pl.Callback):
 
     Args:
         metric: what to compute.
-        log_images: log the metric's pictures, under ``image_logs/<title>``; needs a metric that can draw and a
-            ``TensorBoardLogger``.
+        log_images: log the metric's pictures to all loggers of the trainer, under ``image_logs/<title>``, with the
+            epoch as step; needs a metric that can draw, and loggers that :func:`log_figure` knows.
         loader_idx: which of several validation loaders to look at.
         samples_in_getitem: items in one entry of the data set: 1, 2 for pairs, 3 for triplets.
+        name: of the data set: what is logged is ``<name>/OVERALL/cmc/1`` then. Without it, and with several loaders,
+            Lightning makes it ``OVERALL/cmc/1/dataloader_idx_0``.
     """
 
     def __init__(
-        self, metric: IBasicMetric, log_images: bool = False, loader_idx: int = 0, samples_in_getitem: int = 1
+        self,
+        metric: IBasicMetric,
+        log_images: bool = False,
+        loader_idx: int = 0,
+        samples_in_getitem: int = 1,
+        name: str = "",
     ) -> None:
         if log_images and not (isinstance(metric, IMetricVisualisable) and metric.ready_to_visualize()):
             raise ValueError(
@@ -39,14 +44,20 @@ class MetricValCallback(pl.Callback):
         self.log_images = log_images
         self.loader_idx = loader_idx
         self.samples_in_getitem = samples_in_getitem
+        self.name = name
         self._expected = 0
         self._collected = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first epoch whether images can be logged."""
-        if self.log_images and not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            names = [type(logger).__name__ for logger in trainer.loggers]
-            raise ValueError(f"MetricValCallback logs images to a TensorBoardLogger, the trainer has {names}.")
+        loggers = trainer.loggers
+        if self.log_images and not (loggers and all(takes_figures(logger) for logger in loggers)):
+            names = [type(logger).__name__ for logger in loggers]
+            raise ValueError(
+                f"MetricValCallback with log_images=True needs loggers that take pictures, the trainer has {names}: "
+                "take those of oml.registry.loggers, or tell how yours does, by @log_figure.register of "
+                "oml.lightning.loggers.figures."
+            )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make sure that the loader is there: without it, the metric would be missing."""
@@ -97,22 +108,20 @@ class MetricValCallback(pl.Callback):
 
     def calc_and_log_metrics(self, pl_module: pl.LightningModule) -> None:
         """Compute the metric and log its values, and its pictures if asked to."""
-        values = dict(_flat(self.metric.compute_metrics()))
-        pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=True, batch_size=1)
+        prefix = f"{self.name}/" if self.name else ""
+        values = dict(_flat(self.metric.compute_metrics(), prefix))
+        pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=not self.name, batch_size=1)
         if self.log_images:
-            assert isinstance(self.metric, IMetricVisualisable), "the constructor checks it"
-            for figure, title in zip(*self.metric.visualize(), strict=True):
-                self._log_figure(pl_module.trainer, figure, title)
+            self._log_figures(pl_module.trainer, f"{LOG_IMAGE_FOLDER}/{prefix}")
 
-    def _log_figure(self, trainer: pl.Trainer, figure: Figure, title: str) -> None:
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        image = np.asarray(canvas.buffer_rgba())[..., :3]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    f"{LOG_IMAGE_FOLDER}/{title}", image, trainer.current_epoch, dataformats="HWC"
-                )
+    def _log_figures(self, trainer: pl.Trainer, folder: str) -> None:
+        import matplotlib.pyplot as plt
+
+        assert isinstance(self.metric, IMetricVisualisable), "the constructor checks it"
+        for figure, title in zip(*self.metric.visualize(), strict=True):
+            for logger in trainer.loggers:
+                attempt(logger, log_figure, logger, folder + title, figure, trainer.current_epoch)
+            plt.close(figure)  # those that pyplot has made stay open otherwise
 
     def _raise_on_count(self) -> None:
         raise ValueError(

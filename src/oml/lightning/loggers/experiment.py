@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 import oml
 from oml.const import TCfg
@@ -89,10 +89,9 @@ def _versions() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        return subprocess.run(
-            ["git", "--no-optional-locks", *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         return None
 

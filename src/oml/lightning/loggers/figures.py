@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.loggers.logger import DummyLogger, Logger
 
 from oml.const import LOG_IMAGE_FOLDER
 from oml.lightning.loggers.clearml import ClearMLLogger
@@ -29,8 +29,8 @@ def log_figure(logger: Logger, key: str, figure: Figure, step: int) -> None:
         TypeError: There is no way of logging pictures to such a logger.
     """
     raise TypeError(
-        f"log_figure does not know how pictures are logged to {type(logger).__name__} ({key!r}, step {step}, {figure}): "
-        "register a function for it, by @log_figure.register, or set log_images to false."
+        f"log_figure does not know how to log {key!r} of step {step} to {type(logger).__name__}: register a function "
+        f"that does, by @log_figure.register, and it gets the {type(figure).__name__}."
     )
 
 
@@ -66,6 +66,11 @@ def _(logger: MLFlowLogger, key: str, figure: Figure, step: int) -> None:
 def _(logger: ClearMLLogger, key: str, figure: Figure, step: int) -> None:
     title, _, series = key.rpartition("/")
     logger.experiment.get_logger().report_image(title or series, series, step, image=_pixels(figure))
+
+
+@log_figure.register
+def _(logger: DummyLogger, key: str, figure: Figure, step: int) -> None:
+    """Of a trainer with ``fast_dev_run``."""
 
 
 @log_figure.register

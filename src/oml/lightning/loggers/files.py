@@ -4,12 +4,12 @@ import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning import loggers
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import rank_zero_experiment
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 
 class _Writer(ExperimentWriter):
@@ -18,11 +18,8 @@ class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         self._earlier: list[dict[str, str]] | None = None
         if self._fs.isfile(self.metrics_file_path):
-            with self._fs.open(self.metrics_file_path, "r", newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if None not in row.values()]  # a kill may have left half a row
-                self.metrics_keys = list(reader.fieldnames or ())
-            self._earlier = rows
+            rows, self.metrics_keys = self._read()
+            self._earlier = [row for row in rows if None not in row.values()]  # a kill may have left half a row
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if self._earlier is not None and step is not None:  # steps that the run did before, and does again
@@ -31,9 +28,12 @@ class _Writer(ExperimentWriter):
         super().log_metrics(metrics_dict, step)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._rewrite(self._read()[0], fieldnames)
+
+    def _read(self) -> tuple[list[dict[str, str]], list[str]]:
         with self._fs.open(self.metrics_file_path, "r", newline="") as file:
-            rows = list(csv.DictReader(file))
-        self._rewrite(rows, fieldnames)
+            reader = csv.DictReader(cast(TextIO, file))
+            return list(reader), list(reader.fieldnames or ())
 
     def _rewrite(self, rows: list[dict[str, str]], fieldnames: list[str]) -> None:
         """At once, as Lightning does not: a kill in between would take the file along."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from oml.lightning.loggers.access import environment
 
@@ -87,7 +88,7 @@ class NeptuneLogger(Logger):
             self.experiment[self._path(key)].append(value, step=step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # noqa: ARG002  # pyright: ignore[reportIncompatibleMethodOverride]
+    def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Set ``<prefix>/hyperparams``; what is neither number nor text becomes a text."""
         from neptune.utils import stringify_unsupported
 
