@@ -22,6 +22,8 @@ from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImport
 from oml.const import STORAGE_CKPTS
 from oml.utils.io import download_checkpoint_one_of, download_from_hub, find_checkpoint
 
+_HUB_NAME = re.compile(r"hf-hub:[^/\s]+/[^/\s]+")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -142,10 +144,28 @@ def weights_path(weights: str | Path) -> Path:
     """
     if isinstance(weights, str) and (entry := _lookup(weights)):
         return _fetched(entry)
+    check_weights(weights)
+    return Path(weights)
+
+
+def check_weights(weights: str | Path) -> ZooEntry | None:
+    """Make sure that weights are a name or a file, without a download.
+
+    Returns:
+        The entry of the name; ``None`` for files, and for names of the Hugging Face Hub, which are taken on trust.
+
+    Raises:
+        FileNotFoundError: They are neither; the text has the near names.
+    """
+    if isinstance(weights, str):
+        if _HUB_NAME.fullmatch(weights):
+            return None
+        if entry := _lookup(weights):
+            return entry
     if not (path := Path(weights)).is_file():
         names = f", nor are there weights of that name{_hint(weights)}" if isinstance(weights, str) else "."
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}{names}")
-    return path
+    return None
 
 
 def _fetched(entry: ZooEntry) -> Path:
@@ -169,7 +189,7 @@ def count_bytes(name: str) -> int:
 def _lookup(name: str) -> ZooEntry | None:
     if name in ZOO:
         return ZOO[name]
-    if re.fullmatch(r"hf-hub:[^/\s]+/[^/\s]+", name):
+    if _HUB_NAME.fullmatch(name):
         return _hub_entry(name)
     return _timm_entry(name) if "." in name and timm.models.is_model_pretrained(name) else None
 

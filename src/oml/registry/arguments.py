@@ -51,18 +51,18 @@ def argument_problems(
     for name, parameter in named.items():
         if name in args:
             if name not in built and not fits(args[name], parameter.annotation):
-                found.append(f"{owner} needs {misfit(name, args[name], parameter.annotation)}")
+                found.append(f"{owner} needs {misfit(args[name], parameter.annotation, name)}")
         elif parameter.default is Parameter.empty and name not in {*offered, *meant}:
             found.append(f"{owner} needs the argument {name!r}, which is missing.")
     return found
 
 
-def misfit(name: str, value: Any, annotation: Any) -> str:
+def misfit(value: Any, annotation: Any, name: str = "") -> str:
     """``float as lr, got 'high'.``: how a value does not fit."""
     hint = ""
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", value, re.IGNORECASE):
         hint = " That is a text: without quotes, or with a point as in 1.0e-5, it is a number."
-    return f"{type_name(annotation)} as {name}, got {value!r}.{hint}"
+    return f"{type_name(annotation)}{f' as {name}' if name else ''}, got {value!r}.{hint}"
 
 
 def type_name(annotation: Any) -> str:
@@ -72,8 +72,11 @@ def type_name(annotation: Any) -> str:
         >>> type_name(Mapping[str, Tensor] | None)
         'Mapping[str, Tensor] | None'
     """
-    if get_origin(annotation) is Union:
-        return " | ".join("None" if each is NoneType else type_name(each) for each in get_args(annotation))
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType):
+        return " | ".join("None" if each is NoneType else type_name(each) for each in inner)
+    if kind is Literal:
+        return " | ".join(map(repr, inner))
     text = annotation if isinstance(annotation, str) else formatannotation(annotation)
     return re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])", "", text)
 

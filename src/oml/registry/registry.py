@@ -208,7 +208,8 @@ class Registry(dict[str, Callable[..., Any]]):
     def _parts(self, config: Any) -> tuple[str, dict[str, Any]]:
         if not isinstance(config, Mapping) or "name" not in config or set(config) - {"name", "args"}:
             raise ValueError(f"The {self.kind}'s config needs a name and may have args and nothing else: {config}.")
-        name, args = config["name"], config.get("args") or {}
+        name, args = config["name"], config.get("args")
+        args = {} if args is None else args
         if not isinstance(name, str) or not isinstance(args, Mapping):
             raise ValueError(f"The {self.kind}'s config needs a text as name and a mapping as args: {config}.")
         return name, args  # pyright: ignore[reportReturnType] (of plain dicts)

@@ -36,6 +36,7 @@ class Field(NamedTuple):
         default: its value if it is left out; ``REQUIRED`` if it must not be.
         least: the smallest number that it may be.
         group: if it is a config ``{name, args}``: its folder of packaged configs, such as ``criterion``.
+        fields: if it is a mapping with fields of its own: those.
     """
 
     type: Any
@@ -43,6 +44,7 @@ class Field(NamedTuple):
     default: Any = REQUIRED
     least: int | None = None
     group: str | None = None
+    fields: "Mapping[str, Field] | None" = None
 
 
 class Pipeline(NamedTuple):
@@ -56,17 +58,38 @@ def _config(group: str, help: str, default: Any = REQUIRED) -> Field:  # noqa: A
     return Field(Mapping if default is REQUIRED else Mapping | None, help, default, group=group)
 
 
+SCHEDULING = {
+    "scheduler": _config(
+        "scheduler", "one_cycle and cosine_annealing without total_steps and T_max take the run's length"
+    ),
+    "scheduler_interval": Field(Literal["step", "epoch"], "when it moves", "step"),
+    "scheduler_frequency": Field(int, "after how many of these", 1, least=1),
+    "monitor_metric": Field(str | None, "what reduce_on_plateau watches, such as OVERALL/cmc/1", None),
+}
+EARLY_STOPPING = {
+    "patience": Field(int, "validations without a better value before the training stops", 3, least=0),
+    "min_delta": Field(float, "by how much a value is to be better", 0.0),
+    "mode": Field(Literal["max", "min"] | None, "which values are good; null: as the metric has it", None),
+}
+#: each of ``validation_tables``
+VALIDATION_TABLE = {
+    "dataset_root": Field(str | Path | None, "the folder of the table; by default that of the main one", None),
+    "dataframe_name": Field(str | None, "name of the table; by default that of the main one", None),
+}
 _MACHINE = {
-    "accelerator": Field(str | None, "cpu, gpu ...; null: a GPU if there is one", None),
-    "devices": Field(int | list[int] | None, "how many, or which; null: all GPUs, or one CPU", None),
+    "accelerator": Field(str | None, "cpu, gpu ...; null, auto: a GPU if there is one", None),
+    "devices": Field(
+        int | list[int] | Literal["auto"] | None, "how many, or which; null, auto, -1: all GPUs, or one CPU", None
+    ),
     "precision": Field(Precision, "32, 16, bf16-mixed ...; 16 on a CPU runs as bf16-mixed", 32),
-    "lightning_trainer_extra_args": Field(Mapping, "further arguments of Lightning's Trainer", {}),
+    "lightning_trainer_extra_args": Field(Mapping | None, "further arguments of Lightning's Trainer", {}),
     "run_dir": Field(str | Path | None, "the folder of all output; null: the current one", None),
 }
 _TABLE = {
     "dataset_root": Field(str | Path, "the folder of the table, which its paths are relative to"),
     "dataframe_name": Field(str, "name of the table in dataset_root, a CSV or Parquet file"),
     "num_workers": Field(int, "processes that load images; 0: the main one does", least=0),
+    "show_dataset_warnings": Field(bool, "warn of what is legal in the table but trains badly", True),
 }
 _LOGGING = {
     "logger": _config("logger", "where metrics go; null: TensorBoard in the run's folder", None),
@@ -77,10 +100,11 @@ _LOGGING = {
 _VALIDATION = {
     "transforms_val": _config("transforms", "what becomes of images in validation"),
     "bs_val": Field(int, "batch size of validation", least=1),
-    "metric_args": Field(Mapping, "arguments of EmbeddingMetrics, such as cmc_top_k: [1, 5]", {}),
+    "metric_args": Field(Mapping | None, "arguments of EmbeddingMetrics, such as cmc_top_k: [1, 5]", {}),
     "validation_tables": Field(
-        Mapping,
-        "further tables to validate on: name -> {dataset_root, dataframe_name}; logged as NAME/OVERALL/cmc/1",
+        Mapping | None,
+        "further tables to validate on: name -> {dataset_root, dataframe_name}, by default those of the main one; "
+        "their metrics are NAME/OVERALL/cmc/1 ...",
         {},
     ),
 }
@@ -90,12 +114,7 @@ _FIT = {
     "valid_period": Field(int, "validate every so many epochs", least=1),
     "metric_for_checkpointing": Field(str, "metric whose best epoch is kept, such as OVERALL/cmc/1"),
     "optimizer": _config("optimizer", "what makes steps; args hold the learning rate"),
-    "scheduling": Field(
-        Mapping | None,
-        "of the learning rate: {scheduler: {name, args}, scheduler_interval: step | epoch, scheduler_frequency: 1, "
-        "monitor_metric}; one_cycle and cosine_annealing without total_steps, T_max take the run's length",
-        None,
-    ),
+    "scheduling": Field(Mapping | None, "how the learning rate changes; null: not at all", None, fields=SCHEDULING),
     "freeze_n_epochs": Field(int, "so many epochs the backbone does not learn", 0, least=0),
 }
 
@@ -106,20 +125,24 @@ TRAINING = Pipeline(
         **_MACHINE,
         **_TABLE,
         "cache_size": Field(int | None, "bytes of decoded images to keep between epochs; 0: none", least=0),
-        "show_dataset_warnings": Field(bool, "warn of what is legal in the table but trains badly", True),
         "transforms_train": _config("transforms", "augmentations of training"),
         "sampler": Field(Mapping | None, "what forms batches; null: shuffled ones of bs_train", group="sampler"),
         "bs_train": Field(int | None, "batch size of training, if there is no sampler", None, least=1),
         "extractor": _config("extractor", "what is trained"),
         "criterion": _config(
-            "criterion", "the loss; num_classes: null or left out is the number of labels in the training split"
+            "criterion",
+            "the loss; num_classes and in_features, if null or left out, are the number of labels in the train split "
+            "and the size of the embeddings",
         ),
         "criterion_lr_factor": Field(float, "the criterion's parameters learn at lr times this", 1.0, least=0),
         "ema_decay": Field(
             float | None, "of the moving average of weights that is validated and kept; null: none", None
         ),
         "early_stopping": Field(
-            Mapping | None, "{patience, min_delta, mode} of metric_for_checkpointing; null: train to the end", None
+            Mapping | None,
+            "stop where metric_for_checkpointing stays as it is; null: never",
+            None,
+            fields=EARLY_STOPPING,
         ),
         "checkpoint_every_n_steps": Field(
             int | None, "how often last.ckpt is written in an epoch; null: about every 500 steps", None, least=1

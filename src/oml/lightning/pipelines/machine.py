@@ -1,0 +1,114 @@
+"""Whether this machine has what a config asks for."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.accelerators import AcceleratorRegistry
+
+from oml.lightning.pipelines.agreement import tried
+from oml.lightning.pipelines.parser import parse_engine_params_from_config
+from oml.registry.arguments import argument_problems
+
+#: arguments of Lightning's Trainer -> the field that says so; "": the pipelines' own
+_TRAINER_FIELDS = {
+    "accelerator": "accelerator",
+    "callbacks": "",
+    "check_val_every_n_epoch": "valid_period",
+    "default_root_dir": "run_dir",
+    "devices": "devices",
+    "logger": "logger",
+    "max_epochs": "max_epochs",
+    "plugins": "",
+    "precision": "precision",
+}
+
+
+def machine_problems(config: Mapping[str, Any], one_device: bool) -> list[str]:
+    """What is wrong with ``accelerator``, ``devices`` and ``precision``.
+
+    Args:
+        config: with all or some of these.
+        one_device: whether the pipeline cannot use several.
+    """
+    problems: list[str] = []
+    known = sorted({*AcceleratorRegistry.available_accelerators(), "gpu", "auto"})
+    if (name := config.get("accelerator")) not in (None, *known):
+        near = get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+        return [f"accelerator: there is no {name!r}; {hint}"]
+    engine = tried(problems, "devices", lambda: parse_engine_params_from_config(config))
+    if engine is None:
+        return problems
+    name, devices = engine["accelerator"], engine["devices"]
+    kinds = ("cuda", "mps") if name == "gpu" else (name,)
+    kind = next((kind for kind in kinds if AcceleratorRegistry.get(kind).is_available()), None)
+    if kind is None:
+        return [f"accelerator: this machine has no {name}. It has accelerator=cpu."]
+    ids = list(range(devices)) if isinstance(devices, int) else devices
+    n_there = torch.cuda.device_count() if kind == "cuda" else len(ids)
+    if lacking := [i for i in ids if i >= n_there]:
+        problems.append(f"devices: this machine has {n_there} GPUs, numbered from 0, and lacks {lacking}.")
+    elif len(ids) > 1 and one_device:
+        problems.append(f"devices: in this version a training is on one device; got {config['devices']!r}.")
+    precision = str(config.get("precision") or 32)
+    if kind == "cpu" and precision in ("16-mixed", "16-true"):
+        problems.append(f"precision: a CPU has no {precision!r}. It has bf16-mixed and 32.")
+    elif kind == "cuda" and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
+        problems.append(f"precision: this GPU has no {precision!r}. It has 16-mixed and 32.")
+    elif kind == "mps" and precision.startswith("64"):
+        problems.append(f"precision: MPS has no {precision!r}. It has 32.")
+    return problems
+
+
+def trainer_problems(args: Mapping[str, Any], place: str) -> list[str]:
+    """What is wrong with further arguments of Lightning's ``Trainer``."""
+    problems = [f"{place}.{text}" for text in _not_for_users(args)]
+    texts = argument_problems("Lightning's Trainer", pl.Trainer, args)
+    problems += [f"{place}: {text}" for text in texts]
+    if not problems and args:
+        quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+        with _quiet():
+            tried(problems, place, lambda: pl.Trainer(**(quiet | {"enable_model_summary": False} | dict(args))))
+    return problems
+
+
+def _not_for_users(args: Mapping[str, Any]) -> Iterator[str]:
+    for name in args:
+        if field := _TRAINER_FIELDS.get(name):
+            yield f"{name}: set the field {field} instead."
+        elif field == "":
+            yield f"{name}: is up to the pipeline."
+    if args.get("limit_val_batches") not in (None, 1.0) or args.get("overfit_batches") not in (None, 0, 0.0):
+        yield "limit_val_batches, overfit_batches: metrics of a part of the validation would mislead, leave them out."
+    if args.get("enable_checkpointing") is False:
+        yield "enable_checkpointing: the best and the last checkpoint are kept in any case, so leave it out."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning tells of each trainer."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why files cannot be put into a folder, or one that is to be made; ``None`` if they can. Nothing stays there."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder} cannot be written to ({error.strerror})"
