@@ -520,25 +520,62 @@ def _part(rank: int, n_ranks: int) -> dict[str, Any]:
 ARGUMENTS: Any = {"categories_key": "categories", "extra_keys": ["paths"], "cmc_top_k": (1, 2), "verbose": False}
 
 
-def _process(rank: int, out: str) -> None:
+def _process(rank: int, n_ranks: int, out: str) -> None:
     metric = EmbeddingMetricsDDP(**ARGUMENTS)
-    part = _part(rank, 2)
+    part = _part(rank, n_ranks)
     metric.setup(len(part["labels"]))
     metric.update_data(part)
     metric.sync()
-    torch.save((metric.compute_metrics(), metric.acc.storage["paths"]), f"{out}/{rank}")
+    found = metric.compute_metrics()
+    torch.save((found, metric.acc.storage["paths"], metric.metrics_unreduced), f"{out}/{rank}")
 
 
 @pytest.mark.slow
-def test_processes_agree_with_one(tmp_path: Path) -> None:
-    run_processes(_process, str(tmp_path), folder=tmp_path)
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_processes_agree_with_one(n_ranks: int, tmp_path: Path) -> None:
+    run_processes(_process, n_ranks, str(tmp_path), folder=tmp_path, n=n_ranks)
     alone = EmbeddingMetricsDDP(**ARGUMENTS)
     part = _part(0, 1)
     alone.setup(7)
     alone.update_data(part)
     alone.sync()  # there is nobody else
     expected = alone.compute_metrics()
-    for rank in (0, 1):
-        found, paths = torch.load(tmp_path / str(rank), weights_only=False)
+    for rank in range(n_ranks):
+        found, paths, by_query = torch.load(tmp_path / str(rank), weights_only=False)
         assert found == expected
+        torch.testing.assert_close(by_query, alone.metrics_unreduced, rtol=0, atol=0)
         assert paths == part["paths"]
+
+
+def _roles(n_queries: int) -> dict[str, Tensor]:
+    """The first items are queries, all others are galleries."""
+    is_query = torch.arange(7) < n_queries
+    return {"is_query": is_query, "is_gallery": ~is_query}
+
+
+def _few_queries(rank: int, out: str) -> None:
+    metric = EmbeddingMetricsDDP(verbose=False, cmc_top_k=(1,))
+    part = _part(rank, 2)
+    rows = part["idx"]
+    metric.setup(len(rows))
+    metric.update_data({**part, **{key: roles[rows] for key, roles in _roles(1).items()}})
+    metric.sync()
+    found = metric.compute_metrics()
+
+    metric.setup(len(rows))
+    nowhere = part["embeddings"].where(rows[:, None] != 1, torch.nan)  # a query of rank 1's
+    metric.update_data({**part, **{key: roles[rows] for key, roles in _roles(2).items()}, "embeddings": nowhere})
+    metric.sync()
+    with pytest.raises(ValueError, match="finite"):
+        metric.compute_metrics()
+    torch.save(found, f"{out}/{rank}")
+
+
+@pytest.mark.slow
+def test_processes_without_queries_and_errors_of_one_in_all(tmp_path: Path) -> None:
+    run_processes(_few_queries, str(tmp_path), folder=tmp_path)
+    alone = EmbeddingMetrics(verbose=False, cmc_top_k=(1,))
+    alone.setup(7)
+    alone.update_data({**_part(0, 1), **_roles(1)})
+    expected = alone.compute_metrics()
+    assert [torch.load(tmp_path / str(rank), weights_only=False) for rank in (0, 1)] == [expected, expected]

@@ -2,14 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 _CHUNK_BYTES = 2**24  # of each process: what travels at once
 
 
@@ -44,6 +45,29 @@ def is_main_process() -> bool:
         True
     """
     return not is_ddp() or dist.get_rank() == 0
+
+
+def in_all_processes(work: Callable[[], T]) -> T:
+    """Do work in every process; an error in one of them is raised in all, where they would wait for it in vain.
+
+    Example:
+        >>> in_all_processes(lambda: 3)
+        3
+    """
+    if get_world_size_safe() < 2:
+        return work()
+    failure: Exception | None = None
+    done: list[T] = []
+    try:
+        done.append(work())
+    except Exception as error:
+        failure = error
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for error in (failure, *failures):
+        if error is not None:
+            raise error
+    return done[0]
 
 
 def gather_rows(rows: Tensor) -> list[Tensor]:

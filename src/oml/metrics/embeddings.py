@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from oml.const import (
     Y1_KEY,
     Y2_KEY,
 )
+from oml.ddp.utils import gather_rows, get_world_size_safe, in_all_processes
 from oml.functional.distances import elementwise_dist
 from oml.functional.metrics import calc_distance_matrix, reduce_metrics
 from oml.functional.nothing_to_find import rows_to_evaluate
@@ -396,6 +398,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         return {**rates}
 
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
+        return self._search(is_query, top_k, self.on_missing)
+
+    def _search(self, is_query: Tensor, top_k: int, on_missing: Literal["raise", "ignore", "keep"]) -> RetrievalResults:
         return RetrievalResults.from_embeddings(
             self._stored(self.embeddings_key),
             labels=self._stored(self.labels_key),
@@ -403,7 +408,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_gallery=self._stored(self.is_gallery_key).bool(),
             top_k=top_k,
             sequences=None if self.sequence_key is None else self._stored(self.sequence_key),
-            on_missing=self.on_missing,
+            on_missing=on_missing,
             product_dtype=self.product_dtype,
         )
 
@@ -578,3 +583,25 @@ class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
     def sync(self) -> None:
         """Bring together the items of all processes. Each must call it once an epoch, when all its items have come."""
         self.acc = self.acc.sync()
+
+    def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
+        """Each process searches for its block of the queries."""
+        n = get_world_size_safe()
+        if n < 2 or not is_query.any():
+            return super()._retrieve(is_query, top_k)
+        queries = is_query.nonzero().squeeze(1)
+        own = queries.tensor_split(n)[dist.get_rank()]
+        chosen = torch.zeros_like(is_query)
+        chosen[own if len(own) else queries[:1]] = True  # without queries there is no search
+        part = in_all_processes(lambda: self._search(chosen, top_k, "keep"))
+        sequences = None if self.sequence_key is None else self._stored(self.sequence_key)[queries]
+        whole = RetrievalResults(
+            queries,
+            self._stored(self.labels_key)[queries],
+            part.gallery_ids,
+            part.gallery_labels,
+            *(torch.cat(gather_rows(each[: len(own)])) for each in (part.retrieved_ids, part.distances)),
+            query_sequences=sequences,
+            gallery_sequences=part.gallery_sequences,
+        )
+        return RetrievalResults.merge([whole], on_missing=self.on_missing)
