@@ -15,6 +15,7 @@ from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
 from oml.interfaces.models import IExtractor, IFreezable
 from oml.lightning.modules.ddp import ModuleDDP
 
+_MEAN_LOSS_KEY = "mean_loss"  # in checkpoints
 _BAR_SECONDS = 0.2  # how old the loss in a progress bar may be
 
 
@@ -34,6 +35,12 @@ class _Mean(Metric):
         """Take in the mean of ``n`` items."""
         self.total = self.total + value.detach() * n
         self.n = self.n + n
+
+    def go_on_from(self, total: Tensor | None = None, n: Tensor | None = None) -> None:
+        """Take over a state; without one, start afresh."""
+        self.reset()
+        if total is not None and n is not None:
+            self.total, self.n = total.to(self.total), n.to(self.n)
 
     def compute(self) -> Tensor:
         """The mean of all items."""
@@ -116,11 +123,14 @@ class ExtractorModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Freeze or unfreeze: a run that resumes in the midst of an epoch has no start of this epoch."""
-        self.on_train_epoch_start()
+        self._freeze_or_unfreeze()
 
     def on_train_epoch_start(self) -> None:
         """Freeze the extractor in the first ``freeze_n_epochs`` epochs, unfreeze it afterwards."""
         self._mean_loss.reset()  # of a run that was interrupted
+        self._freeze_or_unfreeze()
+
+    def _freeze_or_unfreeze(self) -> None:
         if self.freeze_n_epochs and isinstance(self.model, IFreezable):
             if self.current_epoch < self.freeze_n_epochs:
                 self.model.freeze()
@@ -172,8 +182,13 @@ class ExtractorModule(pl.LightningModule):
             scheduler["monitor"] = self.monitor_metric
         return {"optimizer": self.optimizer, "lr_scheduler": scheduler}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the mean loss of the epoch has taken in so far."""
+        checkpoint[_MEAN_LOSS_KEY] = {"total": self._mean_loss.total, "n": self._mean_loss.n}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the state of the criterion, if there is none here: embeddings do not need it."""
+        self._mean_loss.go_on_from(**checkpoint.get(_MEAN_LOSS_KEY, {}))
         if self.criterion is None:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("criterion.")}
