@@ -23,8 +23,8 @@ class MetricValCallback(pl.Callback):
             epoch as step; needs a metric that can draw, and loggers that :func:`log_figure` knows.
         loader_idx: which of several validation loaders to look at.
         samples_in_getitem: items in one entry of the data set: 1, 2 for pairs, 3 for triplets.
-        name: of the data set: what is logged is ``<name>/OVERALL/cmc/1`` then. Without it, and with several loaders,
-            Lightning makes it ``OVERALL/cmc/1/dataloader_idx_0``.
+        name: of the data set: what is logged is ``<name>/OVERALL/cmc/1`` then, or ``OVERALL/cmc/1`` if it is empty.
+            With ``None``, and several loaders, Lightning makes it ``OVERALL/cmc/1/dataloader_idx_0``.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class MetricValCallback(pl.Callback):
         log_images: bool = False,
         loader_idx: int = 0,
         samples_in_getitem: int = 1,
-        name: str = "",
+        name: str | None = None,
     ) -> None:
         if log_images and not (isinstance(metric, IMetricVisualisable) and metric.ready_to_visualize()):
             raise ValueError(
@@ -110,7 +110,7 @@ class MetricValCallback(pl.Callback):
         """Compute the metric and log its values, and its pictures if asked to."""
         prefix = f"{self.name}/" if self.name else ""
         values = dict(_flat(self.metric.compute_metrics(), prefix))
-        pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=not self.name, batch_size=1)
+        pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=self.name is None, batch_size=1)
         if self.log_images:
             self._log_figures(pl_module.trainer, f"{LOG_IMAGE_FOLDER}/{prefix}")
 
