@@ -1,7 +1,8 @@
 """What the commands that take a config share: finding it, composing it, and the pipeline that it is for."""
 
+import gc
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -97,18 +98,25 @@ def compose_for(source: Any, overrides: Sequence[str], among: Collection[str] = 
     return Composed(config, best_pipeline(config, among), folder)
 
 
-def load_source(source: str) -> Any:
-    """What to compose: the default config for a table, the config of a run; else what was given."""
-    if not source.lower().endswith(_TABLE_SUFFIXES):
-        return config_of_run(source) if is_run(source) else source
+def load_source(source: str, of_run: Callable[[Path], Any] | None = None) -> Any:
+    """What to compose: for a table the config that suits it, for the folder of a run its config; else what was given.
+
+    Args:
+        source: what a person named.
+        of_run: makes the config out of the folder of a run; there is none for tables then.
+    """
     from oml.configs import ConfigError
 
-    with loading():
-        from oml.lightning.pipelines.defaults import default_config
     try:
-        return default_config(Path(source))
+        if is_run(source):
+            return of_run(Path(source)) if of_run else config_of_run(source)
+        if of_run is None and source.lower().endswith(_TABLE_SUFFIXES):
+            with loading():
+                from oml.lightning.pipelines.defaults import default_config
+            return default_config(Path(source))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    return source
 
 
 def is_run(folder: str | Path) -> bool:
@@ -132,8 +140,13 @@ def loading() -> Iterator[None]:
     """A line on the terminal while torch and Lightning are loaded, which takes seconds."""
     from rich.console import Console
 
-    with Console(stderr=True).status("Loading torch and Lightning"):
-        yield
+    gc.disable()  # it takes a fifth of that time, and finds nothing
+    try:
+        with Console(stderr=True).status("Loading torch and Lightning"):
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _is_override(word: str) -> bool:

@@ -1,11 +1,10 @@
 """``oml predict``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oml.cli.composing import Debug, Recipe, compose_for, import_from_here, is_run, loading, split_words
+from oml.cli.composing import Debug, Recipe, compose_for, import_from_here, load_source, loading, split_words
 
 
 def predict(
@@ -31,14 +30,7 @@ def predict(
     """
     import_from_here()
     source, overrides = split_words(words, recipe)
-    if is_run(source):
-        with loading():
-            from oml.lightning.pipelines.predict import prediction_config_of
-        composed = compose_for(prediction_config_of(Path(source)), overrides, ["predict"])
-    else:
-        composed = compose_for(source, overrides, ["predict"])
     with loading():
-        from oml.lightning.pipelines.predict import extractor_prediction_pipeline
-    report = extractor_prediction_pipeline(composed.config)
-    for path in report.files:
-        typer.echo(path)
+        from oml.lightning.pipelines.predict import extractor_prediction_pipeline, prediction_config_of
+    composed = compose_for(load_source(source, prediction_config_of), overrides, ["predict"])
+    extractor_prediction_pipeline(composed.config)

@@ -1,5 +1,6 @@
 """``oml train``."""
 
+import json
 import os
 import shlex
 import tempfile
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from oml.lightning.pipelines.schema import Pipeline
+    from oml.lightning.pipelines.train import TrainingReport
 
 _PIPELINES = ("train", "train-postprocessor")
 
@@ -137,7 +139,7 @@ def _run_folder(config: "DictConfig", of_hydra: str | None, name: str) -> Iterat
         raise ConfigError(f"{str(folder)!r} has a run already. Name another folder, or go on by --resume {folder}.")
     try:
         yield folder
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:
         if any(folder.iterdir()):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -205,11 +207,14 @@ def _job(config: "DictConfig") -> float:
     return report.score
 
 
-def _show(report: Any) -> None:
+def _show(report: "TrainingReport") -> None:
     """What came of a run."""
-    run = shlex.quote(str(report.run))
-    typer.echo(
-        f"\nBest {report.monitor}: {report.score:.4f}\n"
-        + "".join(f"{name:>16}: {path}\n" for name, path in report.files.items())
-        + f"\nTry next:\n  oml validate {run}\n  oml predict {run} data_dir=FOLDER"
-    )
+    metrics = json.loads((report.run / "metrics.json").read_text())["metrics"]
+    typer.echo("\nMetrics of the best checkpoint, with 95 % intervals")
+    for name, metric in metrics.items():
+        interval = "" if metric["low"] is None else f" ({metric['low']:.4f} to {metric['high']:.4f})"
+        typer.echo(f"{name:>24}: {metric['mean']:.4f}{interval}")
+    run = report.run.relative_to(Path.cwd()) if report.run.is_relative_to(Path.cwd()) else report.run
+    typer.echo(f"\nIn {run}: {', '.join(str(path.relative_to(report.run)) for path in report.files.values())}")
+    folder = shlex.quote(str(run))
+    typer.echo(f"Try next:\n  oml validate {folder}\n  oml predict {folder} data_dir=FOLDER")

@@ -1,11 +1,10 @@
 """``oml validate``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oml.cli.composing import Debug, Recipe, compose_for, import_from_here, is_run, loading, split_words
+from oml.cli.composing import Debug, Recipe, compose_for, import_from_here, load_source, loading, split_words
 
 
 def validate(
@@ -32,16 +31,7 @@ def validate(
     """
     import_from_here()
     source, overrides = split_words(words, recipe)
-    if is_run(source):
-        with loading():
-            from oml.lightning.pipelines.validate import validation_config_of
-        composed = compose_for(validation_config_of(Path(source)), overrides, ["validate"])
-    else:
-        composed = compose_for(source, overrides, ["validate"])
     with loading():
-        from oml.lightning.callbacks.metric import MetricValCallback
-        from oml.lightning.pipelines.validate import extractor_validation_pipeline
-        from oml.metrics.table import print_metrics_table
-    trainer, _ = extractor_validation_pipeline(composed.config)
-    metrics = {each.name: each.metric for each in trainer.callbacks if isinstance(each, MetricValCallback)}
-    print_metrics_table(metrics)
+        from oml.lightning.pipelines.validate import extractor_validation_pipeline, validation_config_of
+    composed = compose_for(load_source(source, validation_config_of), overrides, ["validate"])
+    extractor_validation_pipeline(composed.config)

@@ -48,7 +48,7 @@ def compose(source: TSource, overrides: Sequence[str] = (), fields: Collection[s
         ConfigError: with everything that does not compose or resolve.
 
     Example:
-        >>> config = compose("glyphs", ["optimizer=sgd", "optimizer.args.lr=0.1"])
+        >>> config = compose("cub", ["optimizer=sgd", "optimizer.args.lr=0.1"])
         >>> config.optimizer
         {'name': 'sgd', 'args': {'lr': 0.1}}
     """
@@ -122,7 +122,7 @@ def _hydra(source: TSource, fields: Collection[str]) -> "Iterator[tuple[Hydra, s
     register_resolvers()
     if isinstance(source, Mapping):
         folder, name = CONFIGS_PATH, "oml_config"
-        ConfigStore.instance().store(name, OmegaConf.create(source))  # pyright: ignore[reportArgumentType]
+        ConfigStore.instance().store(name, OmegaConf.create(source))  # pyright: ignore[reportCallIssue, reportArgumentType]
     else:
         folder, name = _find(source)
     with initialize_config_dir(str(folder), job_name="oml", version_base="1.3"), warnings.catch_warnings():
@@ -146,6 +146,10 @@ def _find(source: str | Path) -> tuple[Path, str]:
         if path.suffix != ".yaml":
             raise ConfigError(f"{str(source)!r} is no config: the name of one ends with .yaml.")
         return path.parent.resolve(), path.name
+    if path.is_dir():
+        raise ConfigError(
+            f"the folder {str(source)!r} is not that of a run: it has no config.yaml. Name a config file."
+        )
     beside = [str(each) for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     near = get_close_matches(str(source), [*recipe_names(), *beside])
     hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are {', '.join(recipe_names())}."
@@ -194,13 +198,21 @@ def _resolve_those_of_hydra(config: "DictConfig", path: str = "") -> list[str]:
             try:
                 resolved = config[key]
             except Exception as error:  # a resolver may raise anything
-                findings.append(f"{at}: {value} does not resolve: {_first_line(error)}.")
+                findings.append(f"{at}: {value} does not resolve: {_first_line(error)}{_near_key(config, error)}")
                 continue
             if "${hydra:" in value:
                 config[key] = resolved
         elif isinstance(value, dict | list):
             findings += _resolve_those_of_hydra(config[key], at)
     return findings
+
+
+def _near_key(config: "DictConfig", error: Exception) -> str:
+    from oml.configs.loader import paths_of
+
+    missing = re.match("Interpolation key '(.+)' not found", str(error))
+    near = get_close_matches(missing[1], set(paths_of(config._get_root()))) if missing else []
+    return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
 def _first_line(error: Exception) -> str:

@@ -56,7 +56,7 @@ class LenientLoader(ConfigLoaderImpl):
                     overrides[at] = f"++{override}"
                 else:
                     del overrides[at]
-                    known = {path for path in _paths(base) if not path.startswith("hydra")} | {*self.fields}
+                    known = {path for path in paths_of(base) if not path.startswith("hydra")} | {*self.fields}
                     findings.append(_no_field(key, override, known))
                 continue
             if findings:
@@ -66,19 +66,19 @@ class LenientLoader(ConfigLoaderImpl):
     def _instead(self, base: DictConfig, group: str, override: str) -> list[str]:
         """Overrides that choose from a group, and drop what else the file says there."""
         chosen = super().load_configuration(None, [f"+{override}"], RunMode.RUN)
-        gone = sorted(set(_paths(base.get(group), group)) - set(_paths(chosen[group], group)))
+        gone = sorted(set(paths_of(base.get(group), group)) - set(paths_of(chosen[group], group)))
         gone = [path for path in gone if path.rpartition(".")[0] not in gone]
         # Hydra does not delete what is null
         return [f"+{override}", *(each for path in gone for each in (f"++{path}=0", f"~{path}"))]
 
 
-def _paths(node: Any, at: str = "") -> Iterator[str]:
+def paths_of(node: Any, at: str = "") -> Iterator[str]:
     """Of all fields, such as ``optimizer.args.lr``."""
     raw = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     for key, value in raw.items() if isinstance(raw, dict) else ():
         path = f"{at}.{key}".lstrip(".")
         yield path
-        yield from _paths(value, path)
+        yield from paths_of(value, path)
 
 
 def _no_field(key: str, override: str, known: Collection[str]) -> str:
