@@ -21,7 +21,6 @@ from oml.lightning.modules.extractor import ExtractorModule
 from oml.lightning.pipelines.checks import checked
 from oml.lightning.pipelines.parser import (
     CHECKPOINTS_FOLDER,
-    check_is_config_for_ddp,
     initialize_logging,
     parse_ckpt_callback_from_config,
     parse_engine_params_from_config,
@@ -84,12 +83,6 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     load_dotenv()  # keys of loggers may be in it
     cfg = checked(cfg, TRAINING)
     config: dict[str, Any] = dictconfig_to_dict(cfg)
-    engine = parse_engine_params_from_config(config)
-    if check_is_config_for_ddp(engine):
-        raise ValueError(
-            "extractor_training_pipeline trains on one device in this version, got "
-            f"devices={config['devices']!r}: several come with the distributed release (issue 8). Set devices=1."
-        )
     run = run_folder(config)
     checkpoint = _checkpoint_to_resume(config)
     set_global_seed(config["seed"])
@@ -97,22 +90,22 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     train, validation = _datasets(config)
     loader = _train_loader(config, train)
     loaders_val, callbacks_val = validation_parts(config, validation)
-    extra = dict(config.get("lightning_trainer_extra_args") or {})
+    extra = config["lightning_trainer_extra_args"]
     module = _module(config, train, *_run_length(config, extra, len(loader)))
     logger = initialize_logging(config)
     _save_config(config, run)
 
     best = parse_ckpt_callback_from_config(config)
-    best.on_best = lambda: write_metrics(run, {each.name: each.metric for each in callbacks_val})
+    best.on_best = lambda: write_metrics(run, {each.name or "": each.metric for each in callbacks_val})
     last = LastCheckpoint(
-        run / CHECKPOINTS_FOLDER, config.get("checkpoint_every_n_steps") or _STEPS_BETWEEN_CHECKPOINTS
+        run / CHECKPOINTS_FOLDER, config["checkpoint_every_n_steps"] or _STEPS_BETWEEN_CHECKPOINTS
     )
-    averages = [EMACallback(config["ema_decay"])] if config.get("ema_decay") else []
+    averages = [EMACallback(config["ema_decay"])] if config["ema_decay"] else []
     # not by Lightning, which would put it behind the callback that has to know of it
     timers = [Timer(max_time)] if (max_time := extra.pop("max_time", None)) else []
     trainer = pl.Trainer(
         **{
-            **engine,
+            **parse_engine_params_from_config(config),
             "precision": parse_precision_from_config(config),
             "max_epochs": config["max_epochs"],
             "check_val_every_n_epoch": config["valid_period"],
@@ -137,7 +130,8 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
         trainer.fit(module, train_dataloaders=loader, val_dataloaders=loaders_val, ckpt_path=checkpoint)
     finally:
         finish(logger)
-    assert best.best_model_score is not None, "the last validation is never left out"
+    if best.best_model_score is None:
+        raise ValueError(f"The training ended before its first step: max_time={max_time} is over.")
     return TrainingReport(
         run=run,
         best=Path(best.best_model_path),
@@ -205,7 +199,7 @@ def _module(config: dict[str, Any], train: DatasetWithLabels, n_steps: int, n_ep
         extractor=extractor,
         criterion=criterion,
         optimizer=optimizer,
-        freeze_n_epochs=config.get("freeze_n_epochs") or 0,
+        freeze_n_epochs=config["freeze_n_epochs"],
         **parse_scheduler_from_config(config, optimizer, n_steps, n_epochs),
     )
 
@@ -230,7 +224,7 @@ def _optimizer(config: dict[str, Any], extractor: nn.Module, criterion: nn.Modul
     if len(groups) == 1:  # not all optimizers know of groups
         return get_optimizer_by_cfg(config["optimizer"], params=groups[0]["params"])
     optimizer = get_optimizer_by_cfg(config["optimizer"], params=groups)
-    optimizer.param_groups[-1]["lr"] *= config.get("criterion_lr_factor") or 1
+    optimizer.param_groups[-1]["lr"] *= config["criterion_lr_factor"]
     return optimizer
 
 
@@ -247,8 +241,8 @@ def _run_length(config: dict[str, Any], extra: dict[str, Any], n_batches: int) -
 
 
 def _early_stopping(config: dict[str, Any]) -> list[EarlyStopping]:
-    asked: dict[str, Any] | None = config.get("early_stopping")
-    if not asked:
+    asked: dict[str, Any] | None = config["early_stopping"]
+    if asked is None:
         return []
     monitor = config["metric_for_checkpointing"]
     args = {"mode": mode_of(monitor), "check_on_train_epoch_end": is_of_training(monitor), "verbose": True}
@@ -257,7 +251,7 @@ def _early_stopping(config: dict[str, Any]) -> list[EarlyStopping]:
 
 def _checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
     """The checkpoint of ``resume``; a run that was interrupted before its first one starts again."""
-    if not config.get("resume"):
+    if config["resume"] is None:
         return None
     path = Path(config["resume"])
     if not path.exists():
