@@ -15,7 +15,7 @@ from torch import Tensor
 
 from oml.const import IMAGE_EXTENSIONS, TCfg
 from oml.datasets.list_dataset import ListDataset
-from oml.inference.embedding_files import EmbeddingWriter, write_embeddings
+from oml.inference.embedding_files import write_embeddings
 from oml.interfaces.models import IExtractor
 from oml.lightning.pipelines.checks import checked
 from oml.lightning.pipelines.parser import parse_engine_params_from_config, parse_precision_from_config
@@ -60,7 +60,6 @@ def extractor_prediction_pipeline(cfg: TCfg) -> PredictionReport:
 
     Raises:
         ConfigError: with all that is wrong with the config.
-        FileNotFoundError: ``data_dir`` is no folder, or there are no images in it.
         ValueError: images cannot be read, which are listed; all are tried before anything is written. With
             ``skip_unreadable`` they are told of and left out; it is an error if none can be read.
 
@@ -71,11 +70,10 @@ def extractor_prediction_pipeline(cfg: TCfg) -> PredictionReport:
             report = extractor_prediction_pipeline({**config, "data_dir": "photos", "save_dir": "embeddings"})
     """
     config = dictconfig_to_dict(checked(cfg, PREDICTION))
-    outputs = [config["output"]] if isinstance(config["output"], str) else config["output"]
-    files = [Path(config["save_dir"]) / name for name in outputs]
-    for file in files:
-        EmbeddingWriter(file)  # complains of formats
-    paths = _images(Path(config["data_dir"]))
+    names = [config["output"]] if isinstance(config["output"], str) else config["output"]
+    files = [Path(config["save_dir"]) / name for name in names]
+    found = (path for path in Path(config["data_dir"]).rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(str(path) for path in found if path.is_file())
     transform = get_transforms_by_cfg(config["transforms_predict"])
 
     engine = parse_engine_params_from_config(config)
@@ -146,19 +144,6 @@ class _Precise(IExtractor):
         with self.fabric.autocast():
             embeddings = self.extractor.extract(x.to(self.dtype))
         return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-
-
-def _images(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        what = "it is a file" if folder.exists() else "there is no such folder"
-        raise FileNotFoundError(f"A prediction needs a folder of images as data_dir, got {str(folder)!r}: {what}.")
-    found = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not found:
-        raise FileNotFoundError(
-            f"A prediction needs images in data_dir, but there is no file of {', '.join(sorted(_SUFFIXES))} in "
-            f"{str(folder)!r} at any depth."
-        )
-    return found
 
 
 def _check(paths: list[str], transform: TTransforms, fabric: Fabric) -> None:

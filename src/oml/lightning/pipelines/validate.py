@@ -79,7 +79,7 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
     )
     module = ExtractorModule(get_extractor_by_cfg(config["extractor"]))
     logs = trainer.validate(module, dataloaders=loaders, verbose=False)
-    metrics = {each.name: each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
+    metrics = {each.name or "": each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
     if trainer.is_global_zero:
         print_metrics_table(metrics)
         if config.get("run_dir"):
@@ -162,7 +162,7 @@ def validation_parts(
     return loaders, callbacks
 
 
-def _dataset(table: Mapping[str, str], config: Mapping[str, Any]) -> DatasetQueryGallery:
+def _dataset(table: Mapping[str, str | Path], config: Mapping[str, Any]) -> DatasetQueryGallery:
     root = Path(table["dataset_root"])
     rows = read_table(root / table["dataframe_name"])
     check_retrieval_dataframe_format(rows, root, verbose=config.get("show_dataset_warnings", True))
