@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oml.interfaces.samplers import IBatchSampler
 from oml.samplers.arguments import whole_number
 from oml.samplers.epochs import Epochs, EpochSampler
 from oml.utils.randomness import draws_of
 
+BatchSampler = IBatchSampler | Sampler[list[int]]
 _SAMPLER_STATE = {"seed", "epoch", "batches_done"}
 
 
@@ -32,7 +33,7 @@ class TrainingLoader(DataLoader):
     is always that of a whole epoch.
     """
 
-    def __init__(self, dataset: Dataset, sampler: IBatchSampler, seed: int, num_workers: int) -> None:
+    def __init__(self, dataset: Dataset, sampler: BatchSampler, seed: int, num_workers: int) -> None:
         self._order = _Order(sampler, seed)
         super().__init__(dataset, batch_sampler=self._order, num_workers=num_workers)
 
@@ -62,7 +63,7 @@ class TrainingLoader(DataLoader):
 
 
 def training_loader(
-    dataset: Dataset, sampler: IBatchSampler | None, batch_size: int | None, seed: int, num_workers: int
+    dataset: Dataset, sampler: BatchSampler | None, batch_size: int | None, seed: int, num_workers: int
 ) -> TrainingLoader:
     """A loader of training batches that resumes in the midst of an epoch, see :class:`TrainingLoader`.
 
@@ -136,10 +137,10 @@ class _RepeatableItems(Dataset):
             return [self._dataset[idx] for idx in ids]
 
 
-class _Order(IBatchSampler):
+class _Order(Sampler[list[int]]):
     """The batches of a sampler, by epochs, and which of them the loader has handed out."""
 
-    def __init__(self, sampler: IBatchSampler, seed: int) -> None:
+    def __init__(self, sampler: BatchSampler, seed: int) -> None:
         self._sampler = sampler
         self.seed = whole_number("training_loader", "seed", seed, 0)
         self.epoch = self.batches_done = 0
@@ -151,12 +152,8 @@ class _Order(IBatchSampler):
         """Lightning sets the epoch of ``loader.batch_sampler.sampler``."""
         return self
 
-    @property
-    def batch_size(self) -> int:
-        return self._sampler.batch_size
-
     def __len__(self) -> int:
-        return len(self._sampler)
+        return len(self._sampler)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[list[int]]:
         if self._has_begun:
@@ -223,7 +220,7 @@ class _Shuffled(EpochSampler):
             yield batch.tolist()
 
 
-def _state_of(sampler: IBatchSampler) -> dict[str, int] | None:
+def _state_of(sampler: BatchSampler) -> dict[str, int] | None:
     """The state of a sampler that has one such as those of OML."""
     state = sampler.state_dict() if hasattr(sampler, "state_dict") else None  # pyright: ignore[reportAttributeAccessIssue]
     return state if isinstance(state, dict) and set(state) == _SAMPLER_STATE else None
