@@ -38,6 +38,7 @@ def entity(name: str, /, **args: Any) -> dict[str, Any]:
 
 
 TINY = entity("timm", arch="test_resnet", weights=None, normalise_features=False)
+VIT = entity("vit", arch="vitt16", normalise_features=False, weights=None)  # without running statistics
 MLP = entity("extractor_with_mlp", mlp_features=[16], weights=None, extractor=TINY)
 ARCFACE = entity("arcface", in_features=16, num_classes=4)
 
@@ -107,17 +108,14 @@ def test_without_a_run_dir_files_go_where_the_user_is(
     assert Path.cwd() == tmp_path
 
 
-@pytest.mark.parametrize("name, extractor", [
-    ("timm", entity("timm", arch="test_vit", weights=None, normalise_features=True)),
-    ("resnet", entity("resnet", arch="resnet18", gem_p=3.0, remove_fc=True, normalise_features=True, weights=None)),
-    ("resnet with fc", entity("resnet", arch="resnet18", gem_p=None, remove_fc=False, normalise_features=True,
-                              weights=None)),
-    ("vit", entity("vit", arch="vitt16", normalise_features=False, weights=None)),
-    ("extractor_with_mlp", MLP),
+@pytest.mark.parametrize("extractor, criterion", [
+    (entity("timm", arch="test_vit", weights=None, normalise_features=True), "triplet"),
+    (entity("resnet", arch="resnet18", gem_p=3.0, remove_fc=True, normalise_features=True, weights=None), "triplet"),
+    (entity("resnet", arch="resnet18", gem_p=None, remove_fc=False, normalise_features=True, weights=None), "arcface"),
+    (VIT, "triplet"), (MLP, "triplet"), (MLP, "arcface"),
 ])  # fmt: skip
-@pytest.mark.parametrize("criterion", ["triplet", "arcface"])
 def test_best_checkpoints_load_as_weights(
-    name: str, extractor: dict[str, Any], criterion: str, train: Train, config: dict[str, Any], mock_root: Path
+    extractor: dict[str, Any], criterion: str, train: Train, config: dict[str, Any], mock_root: Path
 ) -> None:
     """The validation's figure comes out again, with an extractor that was built anew."""
     changes = {"criterion": entity("mlp_arcface", mlp_features=[8])} if criterion == "arcface" else {}
@@ -166,11 +164,18 @@ def test_gradients_clipped_and_accumulated_in_half_precision(train: Train) -> No
 
 
 @pytest.mark.parametrize("monitor", ["triplet_loss_epoch", "OVERALL/cmc/1"])
-def test_schedulers_that_watch_a_metric(monitor: str, train: Train) -> None:
+def test_schedulers_that_watch_a_metric(monitor: str, train: Train, tmp_path: Path) -> None:
     scheduler = entity("reduce_on_plateau", factor=0.1, patience=0, threshold=1e9, mode="max")  # never good enough
     scheduling = {"scheduler": scheduler, "scheduler_interval": "epoch", "monitor_metric": monitor}
     log = log_of(train(scheduling=scheduling, max_epochs=3))
-    assert log["lr"].dropna().unique().tolist() == pytest.approx([0.01, 0.001])
+    rates = log["lr"].dropna().tolist()
+    assert rates == pytest.approx([0.01] * 4 + [0.001] * 2)  # worse than the first: after the second epoch
+
+    train(scheduling=scheduling, max_epochs=1, run_dir=str(tmp_path / "broken"))  # this is seen before the interruption
+    broken = {"run_dir": str(tmp_path / "broken"), "resume": str(tmp_path / "broken")}
+    again = log_of(train(scheduling=scheduling, max_epochs=3, **broken))
+    assert again["lr"].dropna().tolist() == rates
+    assert again["triplet_loss_step"].dropna().tolist() == log["triplet_loss_step"].dropna().tolist()
 
 
 def test_memory_miners(train: Train) -> None:
@@ -220,7 +225,8 @@ def test_boxes_with_transforms_of_the_user(train: Train, mock_root: Path, monkey
     monkeypatch.setitem(TRANSFORMS_REGISTRY, "mine", mine)
     report = train(
         dataset_root=mock_root, dataframe_name="df_with_bboxes.csv", transforms_train=entity("mine", size=24),
-        transforms_val=entity("mine", size=24), show_dataset_warnings=False, log_images=True, logger=None,
+        transforms_val=entity("mine", size=24), show_dataset_warnings=False, log_images=True, logger=None, max_epochs=1,
+        metric_args={"verbose": False, "cmc_top_k": [1], "metrics_to_exclude_from_visualization": ["map", "precision"]},
     )  # fmt: skip
     assert made
     assert set(made) == {24}
@@ -248,11 +254,14 @@ def test_averages_of_weights_are_what_is_kept(train: Train, tmp_path: Path) -> N
 
 
 def test_early_stopping(train: Train) -> None:
-    report = train(
-        max_epochs=20, optimizer=entity("sgd", lr=0.0), early_stopping={"patience": 2}, extractor=entity("vit", arch="vitt16", weights=None, normalise_features=False)
-    )  # fmt: skip
+    still = {"max_epochs": 20, "optimizer": entity("sgd", lr=0.0), "extractor": VIT}
+    report = train(**still, early_stopping={"patience": 2})
     assert state(report.last)["epoch"] == 2  # the first value, and two that are no better
     assert state(report.best)["epoch"] == 0  # of equals the first
+    train(**still, early_stopping={"patience": 2}, resume=str(report.run))
+    assert state(report.last)["epoch"] == 2  # it had ended
+    train(**still, early_stopping={"patience": 3}, resume=str(report.last))
+    assert state(report.last)["epoch"] == 3
 
 
 @pytest.mark.parametrize("trainer, changes, steps", [

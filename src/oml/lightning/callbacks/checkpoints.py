@@ -10,6 +10,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from torch import Tensor
+
 from oml.utils.io import atomic_path
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -87,6 +89,9 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a run resumes: written at the end of epochs, and within long ones.
 
+    At the end of an epoch, Lightning tells schedulers such as ``ReduceLROnPlateau`` what they watch after checkpoints
+    are written, and not again in a run that resumes: here the checkpoint has it, and the run makes up for it.
+
     Args:
         folder: of the file.
         every_n_steps: after how many steps of the optimizer it is written within an epoch; steps whose gradients are
@@ -100,9 +105,21 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / LAST
         self.every_n_steps = every_n_steps
         self._saved_step = 0
+        self._due: list[tuple[int, Tensor]] = []  # which scheduler, and what it is to be told
+
+    def state_dict(self) -> dict[str, Any]:
+        """What schedulers are about to be told."""
+        return {"due": self._due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Note what schedulers were not told before."""
+        self._due = state_dict["due"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from the step at which the run starts or resumes."""
+        """Tell schedulers what they missed; count from the step at which the run starts or resumes."""
+        due, self._due = self._due, []
+        for i, value in due:
+            trainer.lr_scheduler_configs[i].scheduler.step(value)  # pyright: ignore[reportArgumentType]
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(
@@ -116,7 +133,15 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save."""
+        metrics, n_epochs = trainer.callback_metrics, trainer.current_epoch + 1
+        self._due = [
+            (i, metrics[each.monitor])
+            for i, each in enumerate(trainer.lr_scheduler_configs)
+            if each.reduce_on_plateau and each.interval == "epoch" and n_epochs % each.frequency == 0
+            if each.monitor in metrics
+        ]
         self._save(trainer)
+        self._due = []
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping, Timer
+from pytorch_lightning.callbacks import Timer
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from oml.const import LABELS_COLUMN, TCfg
 from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels, get_retrieval_datasets
 from oml.lightning.callbacks.checkpoints import LAST, AtomicCheckpointIO, LastCheckpoint, is_of_training, mode_of
+from oml.lightning.callbacks.early_stopping import EarlyStopping
 from oml.lightning.callbacks.ema import EMACallback
 from oml.lightning.callbacks.final_validation import FinalValidation
 from oml.lightning.loggers.experiment import finish
