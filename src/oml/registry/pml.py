@@ -76,13 +76,15 @@ def _registry(kind: str, module: ModuleType) -> Registry:
 def _with_all_arguments(constructor: type) -> Callable[..., Any]:
     """The constructor, with those arguments in its signature that it hands on to its bases as ``**kwargs``."""
     arguments: dict[str, Parameter] = {}
-    for base in constructor.__mro__:
-        if "__init__" not in vars(base):
-            continue
+    bases = [base for base in constructor.__mro__ if "__init__" in vars(base)]
+    for base in bases:
         own = list(signature(base.__init__).parameters.values())[1:]
         for argument in own:
-            if argument.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-                arguments.setdefault(argument.name, argument.replace(kind=Parameter.KEYWORD_ONLY))
+            if argument.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+                continue
+            if base is not bases[0] and argument.default is Parameter.empty:  # it may be what derives that gives it
+                argument = argument.replace(default=None)
+            arguments.setdefault(argument.name, argument.replace(kind=Parameter.KEYWORD_ONLY))
         if all(argument.kind is not Parameter.VAR_KEYWORD for argument in own):
             break
 

@@ -187,8 +187,8 @@ def size_problems(criterion: dict[str, Any], n_labels: int | None, dim: int | No
                     one.args[key] = size or 1  # what is not known is a finding elsewhere
                 elif size is not None and one.args[key] != size:
                     problems.append(
-                        f"{one.place}.args.{key}: there are {size} {of}, got {one.args[key]}. Leave it out, and it is "
-                        "right."
+                        f"{one.place}.args.{key}: there are {size} {of}, got {one.args[key]}. Set it to null, "
+                        "and it is right."
                     )
         if "criterion" in one.nested and _are_counts(prefixes := one.args.get("dims")):
             if dim is not None and max(prefixes) > dim:

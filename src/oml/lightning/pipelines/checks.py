@@ -46,7 +46,10 @@ _OFFERED = {
 _OFFERED_SCHEDULES = {"one_cycle": ["total_steps", "max_lr"], "cosine_annealing": ["T_max"]}
 _WRITABLE = ("run_dir", "save_dir", "embeddings_cache_dir")
 _TRANSFORMS = ("transforms_train", "transforms_val", "transforms_predict", "transforms_extraction")
-_BROKEN = object()
+
+
+class _DoesNotResolveError(Exception):
+    """A value of a config that is not there; its text is a finding."""
 
 
 def checked(cfg: Mapping[str, Any] | DictConfig, pipeline: Pipeline) -> DictConfig:
@@ -100,25 +103,24 @@ class _Check:
         node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg), flags={"allow_objects": True})
         values, broken = {}, set()
         for key in node:
-            n_before = len(self.problems)
-            values[str(key)] = self._resolved(node, key, str(key))
-            if len(self.problems) > n_before or values[str(key)] is _BROKEN:
+            try:
+                values[str(key)] = self._resolved(node, key, str(key))
+            except _DoesNotResolveError as error:
                 broken.add(str(key))
+                self.problems += error.args
         free = set(re.findall(r"\$\{\.*(\w+)[.\[}]", OmegaConf.to_yaml(node, resolve=False)))
         values.pop("hydra", None)
-        return {key: value for key, value in values.items() if key not in broken}, broken, free
+        return values, broken, free
 
     def _resolved(self, parent: DictConfig | ListConfig, key: Any, place: str) -> Any:
         try:
             value = parent[key]
-        except MissingMandatoryValue:
-            self.problems.append(f"{place}: is ???, so must be given.")
-            return _BROKEN
-        except InterpolationToMissingValueError:  # that one is a finding itself
-            return _BROKEN
+        except MissingMandatoryValue as error:
+            raise _DoesNotResolveError(f"{place}: is ???, so must be given.") from error
+        except InterpolationToMissingValueError as error:
+            raise _DoesNotResolveError from error  # that one is a finding itself
         except Exception as error:  # resolvers raise what they like
-            self.problems.append(f"{place}: does not resolve: {str(error).splitlines()[0]}.")
-            return _BROKEN
+            raise _DoesNotResolveError(f"{place}: does not resolve: {str(error).splitlines()[0]}.") from error
         if isinstance(value, DictConfig):
             return {name: self._resolved(value, name, f"{place}.{name}") for name in value}
         if isinstance(value, ListConfig):

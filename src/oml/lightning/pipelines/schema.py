@@ -76,12 +76,15 @@ VALIDATION_TABLE = {
     "dataset_root": Field(str | Path | None, "the folder of the table; by default that of the main one", None),
     "dataframe_name": Field(str | None, "name of the table; by default that of the main one", None),
 }
-_MACHINE = {
+_ENGINE = {
     "accelerator": Field(str | None, "cpu, gpu ...; null, auto: a GPU if there is one", None),
     "devices": Field(
         int | list[int] | Literal["auto"] | None, "how many, or which; null, auto, -1: all GPUs, or one CPU", None
     ),
     "precision": Field(Precision, "32, 16, bf16-mixed ...; 16 on a CPU runs as bf16-mixed", 32),
+}
+_MACHINE = {
+    **_ENGINE,
     "lightning_trainer_extra_args": Field(Mapping | None, "further arguments of Lightning's Trainer", {}),
     "run_dir": Field(str | Path | None, "the folder of all output; null: the current one", None),
 }
@@ -166,7 +169,7 @@ VALIDATION = Pipeline(
 PREDICTION = Pipeline(
     "prediction",
     {
-        **_MACHINE,
+        **_ENGINE,
         "data_dir": Field(str | Path, "folder whose images, at any depth, are embedded"),
         "save_dir": Field(str | Path, "folder of the output"),
         "bs": Field(int, "batch size", least=1),
