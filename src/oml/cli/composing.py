@@ -1,7 +1,9 @@
 """What the commands that take a config share: finding it, composing it, and the pipeline that it is for."""
 
 import gc
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +149,13 @@ def loading() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+    # what Lightning says that is neither of this training nor for who trains
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in str(record.msg)
 
 
 def _is_override(word: str) -> bool:

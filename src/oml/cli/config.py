@@ -1,5 +1,6 @@
 """``oml config``."""
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -44,13 +45,15 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
     - `oml config show my_data/df.csv` prints what `oml train my_data/df.csv` would take
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationToMissingValueError
 
     from oml.lightning.pipelines.schema import REQUIRED
-    from oml.utils.misc import dictconfig_to_dict
 
     source, overrides = split_words(words, recipe)
     composed = compose_for(load_source(source), overrides, [purpose] if purpose else ())
-    typer.echo(OmegaConf.to_yaml(OmegaConf.create(dictconfig_to_dict(composed.config))).rstrip())
+    with suppress(InterpolationToMissingValueError):  # then as it is
+        OmegaConf.resolve(composed.config)
+    typer.echo(OmegaConf.to_yaml(composed.config).rstrip())
     left_out = {
         name: field
         for name, field in composed.pipeline.fields.items()

@@ -171,12 +171,14 @@ def _sweep(source: Any, overrides: Sequence[str]) -> None:
     from oml.configs.composing import multirun, sweep_overrides
 
     jobs = sweep_overrides(overrides)
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[list[str]]] = {}
     for job in jobs:
         for finding in _problems(source, job):
-            found.setdefault(finding, []).append(" ".join(job))
+            found.setdefault(finding, []).append(job)
+    of_all = set.intersection(*map(set, jobs))
+    where = {text: " ".join(each for each in of[0] if each not in of_all) for text, of in found.items()}
     if found:
-        raise ConfigError(text if len(of) == len(jobs) else f"{of[0]}: {text}" for text, of in found.items())
+        raise ConfigError(text if len(of) == len(jobs) else f"{where[text]}: {text}" for text, of in found.items())
     multirun(source, overrides, _job, fields_of(_PIPELINES))
 
 

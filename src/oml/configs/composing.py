@@ -189,6 +189,7 @@ def _told() -> Iterator[None]:
 def _resolve_those_of_hydra(config: "DictConfig", path: str = "") -> list[str]:
     """Replace interpolations such as ``${hydra:runtime.cwd}``, and tell the keys of those that do not resolve."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationToMissingValueError
 
     findings = []
     raw: Any = OmegaConf.to_container(config, resolve=False)
@@ -197,6 +198,8 @@ def _resolve_those_of_hydra(config: "DictConfig", path: str = "") -> list[str]:
         if OmegaConf.is_interpolation(config, key):
             try:
                 resolved = config[key]
+            except InterpolationToMissingValueError:  # of what is ???, still to be set
+                continue
             except Exception as error:  # a resolver may raise anything
                 findings.append(f"{at}: {value} does not resolve: {_first_line(error)}{_near_key(config, error)}")
                 continue

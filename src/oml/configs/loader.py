@@ -82,9 +82,10 @@ def paths_of(node: Any, at: str = "") -> Iterator[str]:
 
 
 def _no_field(key: str, override: str, known: Collection[str]) -> str:
-    near = get_close_matches(key, known)
-    if not near:  # the part that is wrong
-        parents = [path for path in known if path.count(".") == key.count(".")]
-        near = get_close_matches(key, parents, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`oml config show` prints the fields."
+    parent = key.rpartition(".")[0]
+    beside = sorted(path for path in known if path.rpartition(".")[0] == parent)
+    if near := get_close_matches(key, beside or sorted(known)):
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"there are {', '.join(beside)}." if beside and parent else "`oml config show` prints the fields."
     return f"the config has no field {key!r} to override; {hint} (+{override} would add it.)"
