@@ -10,11 +10,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from torch import Tensor
-
 from oml.utils.io import atomic_path
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+_BETWEEN_EPOCHS, _WITHIN_EPOCH = "between epochs", "within an epoch"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -87,13 +86,14 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, from which a run resumes: written at the end of epochs, and within long ones.
+    """Keeps ``last.ckpt``, from which a run resumes: written before and after each epoch, and within long ones.
 
-    At the end of an epoch, Lightning tells schedulers such as ``ReduceLROnPlateau`` what they watch after checkpoints
-    are written, and not again in a run that resumes: here the checkpoint has it, and the run makes up for it.
+    A run that resumes from it does what the run would have done, bit for bit on the same machine, with
+    :class:`oml.lightning.resuming.RandomState` and a loader such as :func:`oml.lightning.resuming.training_loader`.
+    Whenever the process is killed, what was logged up to the checkpoint is on the disk.
 
     Args:
-        folder: of the file.
+        folder: of the file; it belongs to this run.
         every_n_steps: after how many steps of the optimizer it is written within an epoch; steps whose gradients are
             accumulated from several batches are never split.
     """
@@ -105,46 +105,95 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / LAST
         self.every_n_steps = every_n_steps
         self._saved_step = 0
-        self._due: list[tuple[int, Tensor]] = []  # which scheduler, and what it is to be told
+        self._pending = folder / f"{LAST}.part"
+        self._is_pending = False
+        self._place: str | None = None  # of the checkpoint that is being written, or was loaded
 
     def state_dict(self) -> dict[str, Any]:
-        """What schedulers are about to be told."""
-        return {"due": self._due}
+        """Where in the run the checkpoint is; ``None`` in those that others write."""
+        return {"place": self._place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note what schedulers were not told before."""
-        self._due = state_dict["due"]
+        """Note where the run resumes."""
+        self._place = state_dict.get("place")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell schedulers what they missed; count from the step at which the run starts or resumes."""
-        due, self._due = self._due, []
-        for i, value in due:
-            trainer.lr_scheduler_configs[i].scheduler.step(value)  # pyright: ignore[reportArgumentType]
+        """Count from the step at which the run starts or resumes; remove what a kill has left half-written."""
+        place, self._place = self._place, None
+        if place is not None:  # or Lightning would leave out a step of ReduceLROnPlateau at the end of the epoch
+            trainer.fit_loop._restarting = False
+        if place == _BETWEEN_EPOCHS:  # or Lightning would, with max_steps, take the next epoch for done
+            trainer.fit_loop.epoch_loop.restarting = False
         self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for scratch in self.path.parent.glob(".*.ckpt*"):
+                shutil.rmtree(scratch)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save: all that belongs to the epoch before is done, as it is not in ``on_train_epoch_end``."""
+        self._save_between_epochs(trainer)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Let the checkpoint after the last step count: Lightning has logged this step only now."""
+        self._publish(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, but not before the epoch's end, where it is saved anyway."""
+        """Save if it is time, and the next batch follows at once."""
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         due = trainer.global_step - self._saved_step >= self.every_n_steps
-        if due and not accumulates and not trainer.is_last_batch:
-            self._save(trainer)
+        if due and not accumulates and not _validation_or_end_follows(trainer):
+            self._save(trainer, self._pending, _WITHIN_EPOCH)
+            self._is_pending = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save."""
-        metrics, n_epochs = trainer.callback_metrics, trainer.current_epoch + 1
-        self._due = [
-            (i, metrics[each.monitor])
-            for i, each in enumerate(trainer.lr_scheduler_configs)
-            if each.reduce_on_plateau and each.interval == "epoch" and n_epochs % each.frequency == 0
-            if each.monitor in metrics
-        ]
-        self._save(trainer)
-        self._due = []
+        self._save_between_epochs(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let the checkpoint after the last step count."""
+        self._publish(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Between epochs, say that none is under way, and as everywhere which one was trained last."""
+        if self._place == _BETWEEN_EPOCHS:
+            for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                progress["ready"] = progress["started"] = progress["completed"]
+            checkpoint["epoch"] = max(0, checkpoint["epoch"] - 1)
+
+    def _save_between_epochs(self, trainer: pl.Trainer) -> None:
+        self._flush(trainer)
+        self._save(trainer, self.path, _BETWEEN_EPOCHS)
+        self._is_pending = False
+        if trainer.is_global_zero:
+            self._pending.unlink(missing_ok=True)
+
+    def _publish(self, trainer: pl.Trainer) -> None:
+        if self._is_pending:
+            self._is_pending = False
+            self._flush(trainer)
+            if trainer.is_global_zero:
+                self._pending.replace(self.path)
+
+    def _flush(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+
+    def _save(self, trainer: pl.Trainer, path: Path, place: str) -> None:
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved_step, self._place = trainer.global_step, place
+        trainer.save_checkpoint(path)
+        self._place = None
+
+
+def _validation_or_end_follows(trainer: pl.Trainer) -> bool:
+    """Whether anything but the next batch comes after this one: a run that resumes would leave it out."""
+    if trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return True
+    loop, every = trainer.fit_loop, trainer.val_check_batch
+    n_batches = (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx) + 1
+    return every is not None and n_batches % every == 0

@@ -37,6 +37,13 @@ class EMACallback(EMAWeightAveraging):
         self._copy_buffers(pl_module)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the weights as they are: a checkpoint is written yet, from which the run may go on."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the module the averages."""
+        super().on_train_end(trainer, pl_module)
+
     def _copy_buffers(self, pl_module: pl.LightningModule) -> None:
         """Lightning copies buffers where the average is updated, but fails on those that have changed their size."""
         assert isinstance(self._average_model, AveragedModel), "made in setup"

@@ -13,6 +13,10 @@ class FinalValidation(pl.Callback):
     not be compared with the best one, and in a short run there would be none.
     """
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that resumes in the midst of an epoch has no start of this epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have the last epoch end with a validation."""
         if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
