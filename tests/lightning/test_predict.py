@@ -118,18 +118,21 @@ def test_precisions(precision: Any, tolerance: float, images: Path, tmp_path: Pa
     assert not torch.equal(found, wanted.double() if precision == 64 else wanted)  # it has computed otherwise
 
 
-def test_broken_images_are_listed_before_anything_is_written(images: Path, tmp_path: Path) -> None:
+def test_broken_images_are_listed_before_anything_is_written(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = [images / "a.png", images / "deep" / "b.jpeg"]
     broken[0].write_bytes(b"no image")
     broken[1].write_bytes(next(images.glob("*.jpg")).read_bytes()[:200])
-    with pytest.raises(ValueError, match="could not read 2 of 7 images") as error:
+    with pytest.raises(ConfigError, match="2 of 7 images cannot be read") as error:
         extractor_prediction_pipeline(config(images, tmp_path / "out"))
     assert all(str(path) in str(error.value) for path in broken)
     assert not (tmp_path / "out").exists()
 
-    with pytest.warns(UserWarning, match="left out 2 of 7 items"):
-        report = extractor_prediction_pipeline(config(images, tmp_path / "out", skip_unreadable=True))
+    report = extractor_prediction_pipeline(config(images, tmp_path / "out", skip_unreadable=True))
     assert sorted(report.unreadable) == [str(path) for path in broken]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Left out")]
+    assert all(str(path) in line for path, line in zip(broken, told, strict=True))
     assert report.n_items == 5
     for path in broken:
         path.unlink()

@@ -22,6 +22,7 @@ from oml.lightning.pipelines.checks import VALIDATION, find_problems
 from oml.lightning.pipelines.predict import extractor_prediction_pipeline, prediction_config_of
 from oml.lightning.pipelines.train import extractor_training_pipeline
 from oml.lightning.pipelines.validate import extractor_validation_pipeline, validation_config_of, validation_parts
+from oml.lightning.quiet import quiet_lightning
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.models.meta.projection import ExtractorWithMLP
 from oml.models.utils import load_weights
@@ -29,7 +30,6 @@ from oml.registry.models import EXTRACTORS_REGISTRY
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.utils.download_mock_dataset import download_mock_dataset
 
-pytestmark = pytest.mark.filterwarnings("ignore:::pytorch_lightning")
 TRANSFORMS = {"name": "norm_resize_torch", "args": {"im_size": 16}}
 METRICS = {"cmc_top_k": [1, 2], "precision_top_k": [2], "map_top_k": [2], "fmr_vals": [0.5], "pfc_variance": [0.5]}
 
@@ -62,7 +62,7 @@ def config(root: Path, table: str = "df.csv", **more: Any) -> dict[str, Any]:
     return {
         "accelerator": "cpu", "devices": 1, "precision": 32, "dataset_root": root, "dataframe_name": table, "bs_val": 5,
         "num_workers": 0, "transforms_val": TRANSFORMS, "extractor": {"name": "tiny", "args": {}},
-        "metric_args": METRICS, "lightning_trainer_extra_args": {"enable_progress_bar": False}, **more,
+        "metric_args": METRICS, **more,
     }  # fmt: skip
 
 
@@ -170,7 +170,8 @@ def test_arguments_of_the_metric_come_first(mock_root: Path) -> None:
 
 
 def test_pictures_go_to_tensorboard_by_default(mock_root: Path, tmp_path: Path) -> None:
-    extractor_validation_pipeline(config(mock_root, log_images=True, run_dir=tmp_path))
+    one_picture = {"cmc_top_k": [], "precision_top_k": [], "map_top_k": [2]}
+    extractor_validation_pipeline(config(mock_root, log_images=True, run_dir=tmp_path, metric_args=one_picture))
     (events,) = tmp_path.rglob("events.out.*")
     log = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
     assert "image_logs/top 5 worst by OVERALL_map_2" in log.Tags()["images"]
@@ -197,7 +198,7 @@ def trained(mock_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sampler": {"name": "balance", "args": {"n_labels": 2, "n_instances": 3}},
         "criterion": {"name": "triplet_with_miner", "args": {"margin": None, "miner": {"name": "all_triplets"}}},
         "optimizer": {"name": "sgd", "args": {"lr": 1.0}}, "metric_for_checkpointing": "OVERALL/map/2",
-        "logger": {"name": "csv"}, "lightning_trainer_extra_args": {"max_steps": 3, "enable_progress_bar": False},
+        "logger": {"name": "csv"}, "lightning_trainer_extra_args": {"max_steps": 3},
     }  # fmt: skip
     inner = {"name": "tiny", "args": {"weights": str(run / "first.pt")}}
     torch.save(Tiny(seed=1).state_dict(), run / "first.pt")
@@ -205,7 +206,7 @@ def trained(mock_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "extractor_with_mlp",
         "args": {"mlp_features": [4], "train_backbone": True, "extractor": inner},
     }
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quiet_lightning():
         patch.setitem(EXTRACTORS_REGISTRY, "tiny", Tiny)
         extractor_training_pipeline({**config(mock_root), **own, "extractor": extractor, "run_dir": run})
     (run / "first.pt").unlink()
@@ -221,7 +222,7 @@ def trained_extractor(run: Path) -> ExtractorWithMLP:
 
 def test_a_run_is_validated_with_its_best_checkpoint(trained: Path, mock_root: Path) -> None:
     own = validation_config_of(trained)
-    _, logs = extractor_validation_pipeline({**own, "lightning_trainer_extra_args": {"enable_progress_bar": False}})
+    _, logs = extractor_validation_pipeline(own)
     wanted = directly(mock_root, extractor=trained_extractor(trained))
     assert logs[0] == pytest.approx(wanted)
     assert wanted != pytest.approx(directly(mock_root, extractor=ExtractorWithMLP(Tiny(seed=1), [4])))

@@ -1,6 +1,7 @@
 """Embeddings of a folder of images, by a config, into files."""
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
+from oml.configs import ConfigError
 from oml.const import IMAGE_EXTENSIONS, TCfg
 from oml.datasets.list_dataset import ListDataset
 from oml.inference.embedding_files import write_embeddings
@@ -21,6 +23,7 @@ from oml.lightning.pipelines.checks import checked
 from oml.lightning.pipelines.parser import parse_engine_params_from_config, parse_precision_from_config
 from oml.lightning.pipelines.schema import PREDICTION
 from oml.lightning.pipelines.validate import config_of_run
+from oml.lightning.quiet import quiet_lightning
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.transforms.images.utils import TTransforms, get_im_reader_for_transforms
@@ -59,9 +62,9 @@ def extractor_prediction_pipeline(cfg: TCfg) -> PredictionReport:
     :func:`oml.inference.embedding_files.shard_path`; a JSON file is one in any case.
 
     Raises:
-        ConfigError: with all that is wrong with the config.
-        ValueError: images cannot be read, which are listed; all are tried before anything is written. With
-            ``skip_unreadable`` they are told of and left out; it is an error if none can be read.
+        ConfigError: with all that is wrong with the config; or with the images that cannot be read: all are tried
+            before anything is written. With ``skip_unreadable`` these are told of and left out.
+        ValueError: no image can be read.
 
     Example:
         ::
@@ -78,12 +81,14 @@ def extractor_prediction_pipeline(cfg: TCfg) -> PredictionReport:
 
     engine = parse_engine_params_from_config(config)
     engine.pop("use_distributed_sampler")
-    fabric = Fabric(**engine, precision=parse_precision_from_config(config))  # pyright: ignore[reportArgumentType]
-    fabric.launch()
+    with quiet_lightning():
+        fabric = Fabric(**engine, precision=parse_precision_from_config(config))  # pyright: ignore[reportArgumentType]
+        fabric.launch()
     if not config["skip_unreadable"]:
         _check(paths, transform, fabric)
     extractor = _Precise(get_extractor_by_cfg(config["extractor"]), fabric, str(config["precision"]))
-    with _with_parts(files, fabric) as outputs:
+    with _with_parts(files, fabric) as outputs, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "write_embeddings left out")  # all of them are told below
         written = write_embeddings(
             extractor,
             ListDataset(paths, transform=transform),
@@ -154,12 +159,14 @@ def _check(paths: list[str], transform: TTransforms, fabric: Fabric) -> None:
         everyone = [[] for _ in range(fabric.world_size)]
         dist.all_gather_object(everyone, own)
     if broken := sorted(path for part in everyone for path in part):
-        named = "".join(f"\n  - {path}" for path in broken[:_MOST_NAMED])
-        more = f"\n  and {len(broken) - _MOST_NAMED:,} more" if len(broken) > _MOST_NAMED else ""
-        raise ValueError(
-            f"A prediction could not read {len(broken):,} of {len(paths):,} images. Replace or remove them, or set "
-            f"skip_unreadable=true to leave them out:{named}{more}"
+        findings = [f"data_dir: {path} cannot be read." for path in broken[:_MOST_NAMED]]
+        if len(broken) > _MOST_NAMED:
+            findings.append(f"data_dir: {len(broken) - _MOST_NAMED:,} more images cannot be read.")
+        findings.append(
+            f"data_dir: {len(broken):,} of {len(paths):,} images cannot be read; replace or remove them, or set "
+            "skip_unreadable=true to leave them out."
         )
+        raise ConfigError(findings)
 
 
 @contextmanager

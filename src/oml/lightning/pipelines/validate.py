@@ -23,6 +23,7 @@ from oml.lightning.pipelines.parser import (
     run_folder,
 )
 from oml.lightning.pipelines.schema import VALIDATION
+from oml.lightning.quiet import quiet_lightning
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.table import print_metrics_table, write_metrics
 from oml.registry.models import get_extractor_by_cfg
@@ -65,20 +66,20 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
     metric_args = {"verbose": False, **(config.get("metric_args") or {})}
     loaders, callbacks = validation_parts({**config, "metric_args": metric_args})
     has_logger = bool(config.get("logger") or config.get("log_images"))
-    trainer = pl.Trainer(
-        **{
-            **parse_engine_params_from_config(config),
-            "precision": parse_precision_from_config(config),
-            "default_root_dir": run_folder(config),
-            "logger": parse_logger_from_config(config) if has_logger else False,
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            **(config.get("lightning_trainer_extra_args") or {}),
-            "callbacks": callbacks,
-        }
-    )
+    settings = {
+        **parse_engine_params_from_config(config),
+        "precision": parse_precision_from_config(config),
+        "default_root_dir": run_folder(config),
+        "logger": parse_logger_from_config(config) if has_logger else False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        **(config.get("lightning_trainer_extra_args") or {}),
+        "callbacks": [*callbacks],  # to which Lightning adds its own
+    }
     module = ExtractorModule(get_extractor_by_cfg(config["extractor"]))
-    logs = trainer.validate(module, dataloaders=loaders, verbose=False)
+    with quiet_lightning():
+        trainer = pl.Trainer(**settings)
+        logs = trainer.validate(module, dataloaders=loaders, verbose=False)
     metrics = {each.name or "": each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
     if trainer.is_global_zero:
         print_metrics_table(metrics)
