@@ -42,7 +42,12 @@ class Scripted(pl.LightningModule):
 
 
 def fit(
-    folder: Path, values: Sequence[float], n_batches: int = 3, resume: Path | None = None, every: int = 500, **kwargs: Any
+    folder: Path,
+    values: Sequence[float],
+    n_batches: int = 3,
+    resume: Path | None = None,
+    every: int = 500,
+    **kwargs: Any,
 ) -> BestCheckpoint:
     data = DataLoader(TensorDataset(torch.ones(n_batches, 1)), batch_size=1)
     best = BestCheckpoint(folder, "OVERALL/cmc/1")
@@ -59,7 +64,7 @@ def epoch_of(file: Path) -> int:
     return torch.load(file, weights_only=True)["epoch"]
 
 
-@pytest.mark.parametrize("values, epoch", [
+@pytest.mark.parametrize(("values", "epoch"), [
     ([0.1, 0.5, 0.3], 1), ([0.5, 0.5, 0.5], 0), ([NAN, 0.1, NAN], 1), ([0.1, NAN, 0.1], 0), ([NAN, NAN], 0),
 ])  # fmt: skip
 def test_the_first_of_the_best_is_kept(values: list[float], epoch: int, tmp_path: Path) -> None:
@@ -94,15 +99,15 @@ def test_a_run_whose_best_was_deleted_finds_another(tmp_path: Path) -> None:
     assert epoch_of(tmp_path / "best.ckpt") == 1
 
 
-@pytest.mark.parametrize("every, accumulate, steps", [(2, 1, [2, 4]), (1, 2, [1, 2]), (3, 2, []), (500, 1, [])])
+@pytest.mark.parametrize(("every", "accumulate", "steps"), [(2, 1, [2, 4]), (1, 2, [1, 2]), (3, 2, []), (500, 1, [])])
 def test_long_epochs_have_checkpoints_within(every: int, accumulate: int, steps: list[int], tmp_path: Path) -> None:
-    """At steps, not in the midst of an accumulation; and not at the end, where there is one anyway."""
+    """Before the first step; at steps, not in the midst of an accumulation, nor at the end, where there is one anyway."""
     saved = []
 
     class Watch(AtomicCheckpointIO):
         def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
             super().save_checkpoint(checkpoint, path, storage_options)
-            if Path(path).name == "last.ckpt":
+            if Path(path).name.startswith("last.ckpt"):
                 saved.append(checkpoint["global_step"])
 
     data = DataLoader(TensorDataset(torch.ones(5, 1)), batch_size=1)
@@ -112,7 +117,8 @@ def test_long_epochs_have_checkpoints_within(every: int, accumulate: int, steps:
         default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(Scripted([]), data)
-    assert saved == [*steps, {1: 5, 2: 3}[accumulate]]
+    assert saved == [0, *steps, {1: 5, 2: 3}[accumulate]]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None:

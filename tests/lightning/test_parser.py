@@ -67,7 +67,7 @@ def test_no_device_is_an_error() -> None:
         engine("cpu", [])
 
 
-@pytest.mark.parametrize("given, accelerator, expected", [
+@pytest.mark.parametrize(("given", "accelerator", "expected"), [
     (None, "cpu", 32), (32, "cpu", 32), (16, "cpu", "bf16-mixed"), ("16", "cpu", "bf16-mixed"),
     ("bf16-mixed", "cpu", "bf16-mixed"), (16, "gpu", "16-mixed"), ("16-true", "gpu", "16-true"),
 ])  # fmt: skip
@@ -113,7 +113,9 @@ def test_a_scheduler_with_all_its_fields() -> None:
     assert parsed == {"scheduler_interval": "step", "scheduler_frequency": 1, "scheduler_monitor_metric": None}
 
 
-@pytest.mark.parametrize("interval, frequency, n", [("step", 1, 40), ("step", 4, 10), ("epoch", 1, 5), ("epoch", 2, 2)])
+@pytest.mark.parametrize(
+    ("interval", "frequency", "n"), [("step", 1, 40), ("step", 4, 10), ("epoch", 1, 5), ("epoch", 2, 2)]
+)
 def test_schedules_end_with_the_run(interval: str, frequency: int, n: int) -> None:
     more = {"scheduler_interval": interval, "scheduler_frequency": frequency}
     cosine = parse_scheduler_from_config(scheduling("cosine_annealing", **more), sgd(0.1), 40, 5)["scheduler"]
@@ -199,7 +201,7 @@ def test_samplers_by_categories_need_some(plain: DatasetWithLabels, categorised:
     assert isinstance(parse_sampler_from_config(config, categorised), CategoryBalanceSampler)
 
 
-@pytest.mark.parametrize("monitor, mode, at_epoch_end", [
+@pytest.mark.parametrize(("monitor", "mode", "at_epoch_end"), [
     ("OVERALL/cmc/1", "max", False), ("other/OVERALL/map/5", "max", False), ("OVERALL/fnmr@fmr/0.01", "min", False),
     ("triplet_loss_epoch", "min", True),
 ])  # fmt: skip

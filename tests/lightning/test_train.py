@@ -96,7 +96,9 @@ def test_a_run_leaves_its_files(train: Train, tmp_path: Path, mock_root: Path) -
     assert report.monitor == "OVERALL/cmc/1"
     assert cmc["mean"].item() == pytest.approx(report.score)
     assert state(report.last)["global_step"] == 2 * 2  # epochs x batches
-    extractor_training_pipeline({**kept, "run_dir": str(tmp_path / "again"), "max_epochs": 1})  # what it wrote is complete
+    extractor_training_pipeline(
+        {**kept, "run_dir": str(tmp_path / "again"), "max_epochs": 1}
+    )  # what it wrote is complete
 
 
 def test_without_a_run_dir_files_go_where_the_user_is(
@@ -108,7 +110,7 @@ def test_without_a_run_dir_files_go_where_the_user_is(
     assert Path.cwd() == tmp_path
 
 
-@pytest.mark.parametrize("extractor, criterion", [
+@pytest.mark.parametrize(("extractor", "criterion"), [
     (entity("timm", arch="test_vit", weights=None, normalise_features=True), "triplet"),
     (entity("resnet", arch="resnet18", gem_p=3.0, remove_fc=True, normalise_features=True, weights=None), "triplet"),
     (entity("resnet", arch="resnet18", gem_p=None, remove_fc=False, normalise_features=True, weights=None), "arcface"),
@@ -179,8 +181,11 @@ def test_schedulers_that_watch_a_metric(monitor: str, train: Train, tmp_path: Pa
 
 
 def test_memory_miners(train: Train) -> None:
-    for miner in (entity("triplets_with_memory", bank_size_in_batches=2, tri_expand_k=2),
-                  entity("miner_with_bank", bank_size_in_batches=2, miner=entity("n_hard_triplets", n_positive=1, n_negative=1))):  # fmt: skip
+    inner = entity("n_hard_triplets", n_positive=1, n_negative=1)
+    for miner in (
+        entity("triplets_with_memory", bank_size_in_batches=2, tri_expand_k=2),
+        entity("miner_with_bank", bank_size_in_batches=2, miner=inner),
+    ):
         report = train(criterion=entity("triplet_with_miner", margin=0.2, miner=miner))
         assert np.isfinite(log_of(report)["triplet_loss_step"].dropna()).all()
         assert any("bank" in key for key in state(report.last)["state_dict"])
@@ -237,7 +242,11 @@ def test_frozen_epochs(train: Train) -> None:
     def weights(**changes: Any) -> dict[str, Tensor]:
         return state(train(extractor=MLP, criterion=ARCFACE, **changes).last)["state_dict"]
 
-    once, frozen, unfrozen = weights(max_epochs=1, freeze_n_epochs=1), weights(freeze_n_epochs=2), weights(freeze_n_epochs=1)
+    once, frozen, unfrozen = (
+        weights(max_epochs=1, freeze_n_epochs=1),
+        weights(freeze_n_epochs=2),
+        weights(freeze_n_epochs=1),
+    )
     for key in once:
         if key.startswith("model.extractor") and once[key].is_floating_point():
             assert torch.equal(once[key], frozen[key]), key
@@ -264,7 +273,7 @@ def test_early_stopping(train: Train) -> None:
     assert state(report.last)["epoch"] == 3
 
 
-@pytest.mark.parametrize("trainer, changes, steps", [
+@pytest.mark.parametrize(("trainer", "changes", "steps"), [
     ({"max_steps": 1}, {}, [1]),
     ({"max_steps": 3}, {"max_epochs": 9}, [2, 3]),
     ({}, {"max_epochs": 3, "valid_period": 2}, [4, 6]),

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info  # pyright: ignore[reportPrivateImportUsage]
 from torch.optim import Optimizer
 
 from oml.const import TCfg
-from oml.interfaces.datasets import IDatasetWithLabels
+from oml.datasets.base import DatasetWithLabels
 from oml.interfaces.samplers import IBatchSampler
 from oml.lightning.callbacks.checkpoints import BestCheckpoint
 from oml.registry.samplers import SAMPLERS_CATEGORIES_BASED, SAMPLERS_REGISTRY, get_sampler_by_cfg
@@ -170,7 +170,7 @@ def parse_scheduler_from_config(
     }
 
 
-def parse_sampler_from_config(cfg: TCfg, dataset: IDatasetWithLabels) -> IBatchSampler | None:
+def parse_sampler_from_config(cfg: TCfg, dataset: DatasetWithLabels) -> IBatchSampler | None:
     """The batch sampler that ``sampler: {name, args}`` describes, for the labels of a data set.
 
     Args:

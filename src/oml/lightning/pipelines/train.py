@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Timer
 from torch import nn
 from torch.optim import Optimizer
@@ -33,6 +33,7 @@ from oml.lightning.pipelines.parser import (
 from oml.lightning.pipelines.schema import TRAINING
 from oml.lightning.pipelines.validate import validation_parts
 from oml.lightning.resuming import RandomState, training_loader
+from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.table import write_metrics
 from oml.registry.losses import get_criterion_by_cfg
 from oml.registry.models import get_extractor_by_cfg
@@ -91,16 +92,15 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     train, validation = _datasets(config)
     loader = _train_loader(config, train)
     loaders_val, callbacks_val = validation_parts(config, validation)
-    extra = config["lightning_trainer_extra_args"]
+    extra = dict(config["lightning_trainer_extra_args"])
     module = _module(config, train, *_run_length(config, extra, len(loader)))
     logger = initialize_logging(config)
     _save_config(config, run)
 
     best = parse_ckpt_callback_from_config(config)
-    best.on_best = lambda: write_metrics(run, {each.name or "": each.metric for each in callbacks_val})
-    last = LastCheckpoint(
-        run / CHECKPOINTS_FOLDER, config["checkpoint_every_n_steps"] or _STEPS_BETWEEN_CHECKPOINTS
-    )
+    metrics = {each.name or "": each.metric for each in callbacks_val if isinstance(each.metric, EmbeddingMetrics)}
+    best.on_best = lambda: write_metrics(run, metrics)
+    last = LastCheckpoint(run / CHECKPOINTS_FOLDER, config["checkpoint_every_n_steps"] or _STEPS_BETWEEN_CHECKPOINTS)
     averages = [EMACallback(config["ema_decay"])] if config["ema_decay"] else []
     # not by Lightning, which would put it behind the callback that has to know of it
     timers = [Timer(max_time)] if (max_time := extra.pop("max_time", None)) else []
@@ -275,6 +275,5 @@ def _save_config(config: dict[str, Any], run: Path) -> None:
             return [text(each) for each in value]
         return str(value) if isinstance(value, Path) else value
 
-    own: DictConfig = OmegaConf.create(text({**config, "resume": None}))
     with atomic_path(run / "config.yaml") as temporary:
-        OmegaConf.save(own, temporary)
+        OmegaConf.save(OmegaConf.create(text({**config, "resume": None})), temporary)
