@@ -101,7 +101,7 @@ def test_a_run_whose_best_was_deleted_finds_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("every", "accumulate", "steps"), [(2, 1, [2, 4]), (1, 2, [1, 2]), (3, 2, []), (500, 1, [])])
 def test_long_epochs_have_checkpoints_within(every: int, accumulate: int, steps: list[int], tmp_path: Path) -> None:
-    """Before the first step; at steps, not in the midst of an accumulation, nor at the end, where there is one anyway."""
+    """Before the first step; at steps, not in the midst of an accumulation; not at the end, where one is anyway."""
     saved = []
 
     class Watch(AtomicCheckpointIO):

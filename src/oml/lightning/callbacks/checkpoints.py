@@ -55,7 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
         on_best: called after ``best.ckpt`` was written.
     """
 
-    def __init__(self, folder: Path, monitor: str, on_best: Callable[[], None] | None = None) -> None:
+    def __init__(self, folder: Path, monitor: str, on_best: Callable[[], Any] | None = None) -> None:
         super().__init__(
             folder,
             filename=Path(BEST).stem,
@@ -186,7 +186,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         self._saved_step, self._place = trainer.global_step, place
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._place = None
 
 
