@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
+from pytorch_lightning.loggers.logger import Logger
 
 from oml.configs import ConfigError
 from oml.interfaces.models import IExtractor
@@ -26,6 +29,7 @@ from oml.lightning.pipelines.schema import (
     VALIDATION,
     Pipeline,
 )
+from oml.registry.loggers import LOGGERS_REGISTRY
 from oml.registry.models import EXTRACTORS_REGISTRY
 
 GONE = object()
@@ -394,6 +398,35 @@ def test_what_is_read_is_filled_in_and_absolute(root: Path, monkeypatch: pytest.
         config.max_epoch  # noqa: B018 (must raise)
 
 
+def test_a_logger_that_cannot_log_pictures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(Logger):
+        pass
+
+    monkeypatch.setitem(LOGGERS_REGISTRY, "mine", Mine)
+    changes = {"logger": {"name": "mine"}, "log_images": False}
+    assert find_problems(config_of(TRAINING, root, changes), TRAINING) == []
+    changes["log_images"] = True
+    assert_found(find_problems(config_of(TRAINING, root, changes), TRAINING), ["^log_images: how Mine logs pictures"])
+    changes["logger"] = {"name": "csv"}
+    assert find_problems(config_of(TRAINING, root, changes), TRAINING) == []
+
+
+@pytest.mark.slow
+def test_paths_are_those_of_the_person_in_a_job_of_hydra(root: Path, tmp_path: Path) -> None:
+    OmegaConf.save(OmegaConf.create(config_of(TRAINING, root, {"dataset_root": "data"})), tmp_path / "train.yaml")
+    (tmp_path / "main.py").write_text(
+        "import os, hydra\n"
+        "from oml.lightning.pipelines.checks import TRAINING, checked\n"
+        '@hydra.main(version_base="1.3", config_path=".", config_name="train")\n'
+        "def main(cfg):\n"
+        "    print(os.getcwd(), checked(cfg, TRAINING).dataset_root, sep='|')\n"
+        "main()\n"
+    )
+    command = [sys.executable, "main.py", "hydra.job.chdir=true", "hydra.run.dir=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{tmp_path / 'run'}|{root}"
+
+
 def test_folders_must_be_writable(root: Path) -> None:
     (root / "file").touch()
     config = config_of(TRAINING, root, {"run_dir": str(root / "file" / "run")})
@@ -441,7 +474,7 @@ def test_what_pipelines_read_is_in_the_schema_and_the_other_way_round() -> None:
     }
     read = {
         module: set(
-            re.findall(r'\b(?:config|cfg|_plain\(cfg\))(?:\.get\(|\[)"(\w+)"', Path(module.__file__).read_text())
+            re.findall(r'\b(?:config|cfg|_plain\(cfg\))(?:\.get\(|\[)"(\w+)"', Path(str(module.__file__)).read_text())
         )
         for module in (train, parser, validate, predict)
     }

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, formatannotation, signature
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -113,7 +114,7 @@ def fits(value: Any, annotation: Any) -> bool:
         )
     if kind in (dict, Mapping):
         return isinstance(value, Mapping)
-    if issubclass(kind, os.PathLike):
+    if issubclass(kind, PurePath) or kind is os.PathLike:
         return isinstance(value, str | os.PathLike)
     return not (issubclass(kind, _IN_CODE) and isinstance(value, bool | int | float | str | NoneType))
 

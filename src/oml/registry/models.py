@@ -43,10 +43,11 @@ class _Models(Registry):
 
     def problems(self, config: Any, offered: Collection[str] = (), place: str | None = None) -> list[str]:
         found = super().problems(config, offered, place)
-        for one in self.components(dictconfig_to_dict(config), place):
+        config = dictconfig_to_dict(config) if isinstance(config, dict | DictConfig) else config
+        for one in self.components(config, place):
             if isinstance(one.args.get("extractor"), Mapping):
                 try:
-                    raise_if_needed(one.args["extractor"], one.args, one.title)
+                    raise_if_needed(one.args["extractor"], one.args, getattr(one.constructor, "__name__", self.kind))
                 except ValueError as error:
                     found.append(f"{one.place}: {error}")
         return found

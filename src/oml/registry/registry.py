@@ -174,7 +174,8 @@ class Registry(dict[str, Callable[..., Any]]):
             ["optimizer: The optimizer 'sgd' has no argument 'momentun'; did you mean momentum?"]
         """
         found = []
-        for one in self.components(dictconfig_to_dict(config), place):
+        config = dictconfig_to_dict(config) if isinstance(config, dict | DictConfig) else config
+        for one in self.components(config, place):
             if one.constructor is None:
                 found.append(f"{one.place}: {one.problem}")
                 continue

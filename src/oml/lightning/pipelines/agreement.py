@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pandas import DataFrame
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -190,7 +190,8 @@ def size_problems(criterion: dict[str, Any], n_labels: int | None, dim: int | No
                         f"{one.place}.args.{key}: there are {size} {of}, got {one.args[key]}. Set it to null, "
                         "and it is right."
                     )
-        if "criterion" in one.nested and _are_counts(prefixes := one.args.get("dims")):
+        prefixes: Any = one.args.get("dims")
+        if "criterion" in one.nested and _are_counts(prefixes):
             if dim is not None and max(prefixes) > dim:
                 problems.append(f"{one.place}.args.dims: there are {dim} numbers in an embedding, got {prefixes}.")
             inner = one.args.get("criterion")
@@ -227,6 +228,18 @@ def sampler_problems(config: Mapping[str, Any], facts: TableFacts) -> list[str]:
             f"repeated for every label; got {n_instances}."
         )
     return problems
+
+
+def picture_problems(logger: Callable[..., Any]) -> list[str]:
+    """A logger that cannot log pictures."""
+    from oml.lightning.loggers.figures import log_figure  # imports the packages of loggers
+
+    if not isinstance(logger, type) or log_figure.dispatch(logger) is not log_figure.dispatch(object):
+        return []
+    return [
+        f"log_images: how {logger.__name__} logs pictures is not known. Tell it, by @log_figure.register of "
+        "oml.lightning.loggers.figures, or set it to false."
+    ]
 
 
 def postprocessor_problems(config: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,6 @@ from oml.metrics.embeddings import EmbeddingMetrics
 from oml.models.zoo import ZOO
 from oml.registry import REGISTRIES
 from oml.registry.arguments import argument_problems, fits, misfit
-from oml.registry.registry import Registry
 from oml.utils.misc import load_dotenv
 
 __all__ = ["POSTPROCESSOR_TRAINING", "PREDICTION", "TRAINING", "VALIDATION", "checked", "find_problems"]
@@ -209,7 +208,7 @@ class _Check:
     def _check_tables(self) -> dict[str, TableFacts | None]:
         """What the tables hold by their name, '' for the main one; ``None`` if something is wrong with one."""
         good, facts = self.good, {}
-        main = {name: good.get(name) for name in VALIDATION_TABLE}
+        main: dict[str, Any] = {name: good.get(name) for name in VALIDATION_TABLE}
         splits = [VALIDATION_SPLIT] if self.pipeline is VALIDATION else [TRAIN_SPLIT, VALIDATION_SPLIT]
         if None not in main.values():
             facts[""] = read_facts(self.problems, Path(main["dataset_root"]), main["dataframe_name"], splits)
@@ -250,7 +249,8 @@ class _Check:
                 tried(problems, name, lambda name=name: REGISTRIES["transforms"].build(good[name]))
         if (self._is_right("sampler") or ("sampler" in good and good["sampler"] is None)) and facts is not None:
             problems += agreement.sampler_problems(good, facts)
-        self._is_right("logger")
+        if self._is_right("logger") and good.get("log_images"):
+            problems += agreement.picture_problems(REGISTRIES["logger"].find(good["logger"]["name"]))
         if isinstance(postprocessor := good.get("postprocessor"), dict):
             problems += agreement.postprocessor_problems(postprocessor)
 
@@ -260,7 +260,7 @@ class _Check:
         scheduling, scheduler = good.get("scheduling"), None
         asked = self.config.get("scheduling")
         if isinstance(asked, dict) and isinstance(config := asked.get("scheduler"), dict):
-            offered = [*_OFFERED["scheduler"], *_OFFERED_SCHEDULES.get(config.get("name"), [])]
+            offered = [*_OFFERED["scheduler"], *_OFFERED_SCHEDULES.get(str(config.get("name")), [])]
             if found := REGISTRIES["scheduler"].problems(config, offered, "scheduling.scheduler"):
                 problems += found
                 scheduling = None
@@ -290,7 +290,7 @@ class _Check:
         if not isinstance(config := self.good.get(name), dict):
             return False
         group = self.pipeline.fields[name].group or name
-        registry = REGISTRIES[group] if group in REGISTRIES else _loggers()
+        registry = REGISTRIES[group]
         if group == "logger":
             load_dotenv()  # has keys of services
         found = registry.problems(config, _OFFERED.get(group, ()), name)
@@ -298,12 +298,6 @@ class _Check:
         if group == "extractor":
             self.problems += agreement.weights_problems(registry, config, name)
         return not found
-
-
-def _loggers() -> Registry:
-    from oml.registry.loggers import LOGGERS_REGISTRY  # imports their packages
-
-    return LOGGERS_REGISTRY
 
 
 def _absolute(path: str | Path) -> str:

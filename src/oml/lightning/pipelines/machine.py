@@ -73,9 +73,10 @@ def trainer_problems(args: Mapping[str, Any], place: str) -> list[str]:
     texts = argument_problems("Lightning's Trainer", pl.Trainer, args)
     problems += [f"{place}: {text}" for text in texts]
     if not problems and args:
-        quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+        trainer: dict[str, Any] = {"accelerator": "cpu", "devices": 1, **quiet, **args}
         with _quiet():
-            tried(problems, place, lambda: pl.Trainer(**(quiet | {"enable_model_summary": False} | dict(args))))
+            tried(problems, place, lambda: pl.Trainer(**trainer))
     return problems
 
 

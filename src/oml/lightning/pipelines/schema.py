@@ -97,7 +97,7 @@ _TABLE = {
 _LOGGING = {
     "logger": _config("logger", "where metrics go; null: TensorBoard in the run's folder", None),
     "log_images": Field(bool, "log pictures of the queries with the worst metrics", False),
-    "tags": Field(list[str] | str | None, "of the run, for loggers that have tags", None),
+    "tags": Field(list | None, "of the run, for loggers that have tags", None),
     "postfix": Field(str | None, "name of the run, for its folder and its tags", None),
 }
 _VALIDATION = {
