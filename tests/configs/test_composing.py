@@ -89,7 +89,7 @@ def test_known_fields_need_no_plus(write: Write) -> None:
         "seed": 2, "optimizer": {"name": "sgd", "args": {"lr": 1, "momentum": 0.9}}, "max_epochs": 3
     }  # fmt: skip
     assert findings(config, ["optimizer.args.momentum=0.9", "max_epoch=3", "sed=2"], ["max_epochs"]) == [
-        "the config has no field 'optimizer.args.momentum' to override; there are optimizer.args.lr. "
+        "the config has no field 'optimizer.args.momentum' to override; did you mean optimizer.args.lr? "
         "(+optimizer.args.momentum=0.9 would add it.)",
         "the config has no field 'max_epoch' to override; did you mean max_epochs? (+max_epoch=3 would add it.)",
         "the config has no field 'sed' to override; did you mean seed? (+sed=2 would add it.)",

@@ -136,7 +136,8 @@ def _run_folder(config: "DictConfig", of_hydra: str | None, name: str) -> Iterat
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"cannot write to {str(folder)!r}: {reason}. Name another folder by run_dir=...") from error
     if is_run(folder) or (folder / "checkpoints").exists():
-        raise ConfigError(f"{str(folder)!r} has a run already. Name another folder, or go on by --resume {folder}.")
+        hint = f"Name another folder, or go on by: oml train --resume {_as_typed(folder)}"
+        raise ConfigError(f"{str(folder)!r} has a run already. {hint}")
     try:
         yield folder
     except (OSError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:
@@ -156,12 +157,9 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if (folder / "checkpoints" / "last.ckpt").exists():
-            typer.echo(
-                f"It goes on from its last checkpoint by: {shlex.join(['oml', 'train', '--resume', str(folder)])}",
-                err=True,
-            )
+            typer.echo(f"It goes on from its last checkpoint by: oml train --resume {_as_typed(folder)}", err=True)
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error  # of which Lightning makes an exit
+            raise typer.Abort from error  # of that Lightning makes an exit
         raise
 
 
@@ -216,7 +214,11 @@ def _show(report: "TrainingReport") -> None:
     for name, metric in metrics.items():
         interval = "" if metric["low"] is None else f" ({metric['low']:.4f} to {metric['high']:.4f})"
         typer.echo(f"{name:>24}: {metric['mean']:.4f}{interval}")
-    run = report.run.relative_to(Path.cwd()) if report.run.is_relative_to(Path.cwd()) else report.run
+    run = _as_typed(report.run)
     typer.echo(f"\nIn {run}: {', '.join(str(path.relative_to(report.run)) for path in report.files.values())}")
-    folder = shlex.quote(str(run))
-    typer.echo(f"Try next:\n  oml validate {folder}\n  oml predict {folder} data_dir=FOLDER")
+    typer.echo(f"Try next:\n  oml validate {run}\n  oml predict {run} data_dir=FOLDER")
+
+
+def _as_typed(path: Path) -> str:
+    """A path in a command of the shell."""
+    return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
