@@ -7,40 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.lightning.tiny import TRANSFORMS, Tiny
+from torch import Tensor
 
 from oml.configs import ConfigError
 from oml.inference.embedding_files import iterate_embeddings, read_embeddings
 from oml.inference.flat import inference_on_images
-from oml.interfaces.models import IExtractor
 from oml.lightning.pipelines.predict import extractor_prediction_pipeline
 from oml.registry.models import EXTRACTORS_REGISTRY
 from oml.registry.transforms import get_transforms_by_cfg
-
-TRANSFORMS = {"name": "norm_resize_torch", "args": {"im_size": 16}}
-
-
-class Tiny(IExtractor):
-    """8 numbers per image; always the same weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    @property
-    def feat_dim(self) -> int:
-        return 8
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +146,8 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.lightning.test_predict import Tiny, config
+from tests.lightning.test_predict import config
+from tests.lightning.tiny import Tiny
 from oml.lightning.pipelines.predict import extractor_prediction_pipeline
 from oml.registry.models import EXTRACTORS_REGISTRY
 
@@ -184,7 +165,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Iterator[list[str]]:
+def script(tmp_path: Path) -> list[str]:
     (tmp_path / "predict.py").write_text(SCRIPT)
     return [sys.executable, str(tmp_path / "predict.py")]
 

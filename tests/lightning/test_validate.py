@@ -1,6 +1,9 @@
 """Validation by a config, on the mock data set with a tiny network."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from tests.lightning.tiny import TRANSFORMS, Tiny
 
 from oml.configs import ConfigError
 from oml.datasets.base import DatasetQueryGallery
@@ -25,32 +28,11 @@ from oml.lightning.pipelines.validate import extractor_validation_pipeline, vali
 from oml.lightning.quiet import quiet_lightning
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.models.meta.projection import ExtractorWithMLP
-from oml.models.utils import load_weights
 from oml.registry.models import EXTRACTORS_REGISTRY
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.utils.download_mock_dataset import download_mock_dataset
 
-TRANSFORMS = {"name": "norm_resize_torch", "args": {"im_size": 16}}
 METRICS = {"cmc_top_k": [1, 2], "precision_top_k": [2], "map_top_k": [2], "fmr_vals": [0.5], "pfc_variance": [0.5]}
-
-
-class Tiny(IExtractor):
-    """8 numbers per image."""
-
-    def __init__(self, weights: Path | str | None = None, seed: int = 0) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        if weights is not None:
-            load_weights(self, weights)
-
-    @property
-    def feat_dim(self) -> int:
-        return 8
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 @pytest.fixture(autouse=True)
@@ -233,7 +215,8 @@ def test_a_run_is_validated_with_its_best_checkpoint(trained: Path, mock_root: P
 
 def test_a_run_predicts_with_its_best_checkpoint(trained: Path, mock_root: Path, tmp_path: Path) -> None:
     own = prediction_config_of(trained)
-    report = extractor_prediction_pipeline({**own, "data_dir": mock_root / "images"})
+    own["data_dir"] = str(mock_root / "images")
+    report = extractor_prediction_pipeline(own)
     assert report.files == [trained / "predictions" / "predictions.json"]
     found = json.loads(report.files[0].read_text())
     extractor = trained_extractor(trained)
@@ -249,3 +232,36 @@ def test_a_folder_that_is_no_run(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"best\.ckpt"):
         validation_config_of(tmp_path)
+
+
+def test_re_ranking_is_to_come(mock_root: Path) -> None:
+    siamese = {"name": "trivial_distance_siamese", "args": {"extractor": {"name": "tiny", "args": {}}}}
+    args = {"top_n": 2, "pairwise_model": siamese, "transforms": TRANSFORMS}
+    with pytest.raises(ValueError, match="issue 9"):
+        extractor_validation_pipeline(config(mock_root, postprocessor={"name": "pairwise_images", "args": args}))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.lightning.test_validate import config
+from tests.lightning.tiny import Tiny
+from oml.lightning.pipelines.validate import extractor_validation_pipeline
+from oml.registry.models import EXTRACTORS_REGISTRY
+
+if __name__ == "__main__":
+    EXTRACTORS_REGISTRY["tiny"] = Tiny
+    extractor_validation_pipeline(config(Path(sys.argv[1]), devices=2, run_dir=sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(mock_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "validate.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "validate.py"), str(mock_root), str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(command, env=environment, check=True, timeout=200)
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    assert {name: row["mean"] for name, row in written.items()} == pytest.approx(directly(mock_root))
