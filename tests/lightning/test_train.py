@@ -1,5 +1,6 @@
 """Training by a config: on the mock data set, with tiny networks."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,22 @@ def test_sizes_of_the_criterion_come_from_the_data(train: Train) -> None:
     for args in ({}, {"num_classes": None, "in_features": None}):
         report = train(extractor=MLP, criterion=entity("arcface", **args), max_epochs=1)
         assert state(report.best)["state_dict"]["criterion.weight"].shape == (4, 16)
+
+
+def test_a_run_that_is_over_resumes_to_the_same_report(train: Train) -> None:
+    report = train()
+    before = state(report.last)["state_dict"]
+    assert train(resume=str(report.run)) == report
+    after = state(report.last)["state_dict"]
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_run_without_a_checkpoint_starts_again(train: Train, tmp_path: Path) -> None:
+    report = train()
+    shutil.rmtree(report.best.parent)
+    again = train(resume=str(report.run))
+    assert state(again.last)["global_step"] == 4
+    assert log_of(again)["triplet_loss_step"].notna().sum() == 4  # in place of those from before
 
 
 def test_gradients_clipped_and_accumulated_in_half_precision(train: Train) -> None:

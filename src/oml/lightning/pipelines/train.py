@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.rank_zero import rank_zero_info  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -262,7 +263,12 @@ def _checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
     if path.is_file():
         return path
     checkpoint = path / CHECKPOINTS_FOLDER / LAST
-    return checkpoint if checkpoint.is_file() else None
+    if checkpoint.is_file():
+        return checkpoint
+    rank_zero_info(
+        f"{str(path)!r} was interrupted before its first checkpoint: the training starts from the beginning."
+    )
+    return None
 
 
 def _save_config(config: dict[str, Any], run: Path) -> None:
