@@ -48,7 +48,7 @@ def _check_wandb(args: Mapping[str, Any]) -> None:
         return
     import wandb  # knows of keys elsewhere, and of `wandb offline`
 
-    if wandb.Settings().mode not in _OFFLINE and not wandb.login(prompt=False):  # pyright: ignore[reportCallIssue]
+    if wandb.Settings().mode not in _OFFLINE and not wandb.login(prompt=False, verify=False):  # pyright: ignore[reportCallIssue]
         raise ValueError(
             "The logger 'wandb' needs a key: run `wandb login` once, or set WANDB_API_KEY, in a .env file for one, or "
             "let it log to files alone by offline: true among its args."

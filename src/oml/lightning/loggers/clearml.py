@@ -109,11 +109,9 @@ class ClearMLLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Send what waits. The task stays open, as validation may follow; it ends with the process."""
-        if self._task is not None:
-            self._task.flush()
-            if status == "failed":
-                self._task.mark_failed(status_reason="the training raised an error")
+        """Nothing but a note of a failure. The task stays open, as validation may follow; it ends with the process."""
+        if self._task is not None and status == "failed":
+            self._task.mark_failed(status_reason="The training was broken off.")
 
     def close(self) -> None:
         """End the task, once all is sent."""
