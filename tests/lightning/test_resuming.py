@@ -1,6 +1,9 @@
 """A run that was interrupted and resumes is the run that was not interrupted."""
 
+import json
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -20,6 +24,7 @@ from oml.lightning.resuming import RandomState, TrainingLoader, training_loader
 from oml.samplers.balance import BalanceSampler
 from oml.transforms.images.utils import as_callable
 from oml.utils.download_mock_dataset import download_mock_dataset
+from oml.utils.randomness import draws_of
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +32,15 @@ def _lightning_warns_of_what_tests_want() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of runs that were not interrupted, by their kind."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("plain", "everything")}
+    with start("plain", folders["plain"]) as plain, start("everything", folders["everything"]) as everything:
+        assert (plain.wait(), everything.wait()) == (0, 0)
+    return folders
 
 
 class Drawn(Dataset):
@@ -129,18 +143,21 @@ def test_lightning_says_which_epoch_it_is() -> None:
 
 
 def test_the_generators_of_the_process_are_left_alone() -> None:
-    def drawn() -> tuple[float, float, Tensor]:
-        return random.random(), np.random.rand(), torch.rand(())
+    def drawn() -> tuple[float, Tensor]:  # not of Python's, which the type checks of tests draw from
+        return np.random.randn(), torch.rand(())
 
     loaders = [loader(FromGlobalGenerator(), n_workers) for n_workers in (0, 1)]
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state = np.random.get_state(), torch.get_rng_state()
     expected = drawn()
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+    np.random.set_state(state[0])
+    torch.set_rng_state(state[1])
     for each in loaders:
         taken(each, 1)
     assert drawn() == expected
+    python = random.getstate()
+    with draws_of(0, 1):
+        random.gauss()
+    assert random.getstate() == python
 
 
 def test_images_are_augmented_alike_by_one_process_and_by_two(mock_root: Path) -> None:
@@ -180,3 +197,83 @@ def test_states_of_generators_travel_in_files(tmp_path: Path) -> None:
     assert drawn() == expected
     callback.on_train_start(trainer, pl.LightningModule())  # of the next fit
     assert drawn() != expected
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.lightning.resuming_run", *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def kill(*arguments: Any) -> None:
+    """Start a run, let it come to the point where it waits, and kill it."""
+    with start(*arguments) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "here\n":
+            assert line, "it ended before it came there"
+        process.kill()
+        assert process.wait() == -9
+
+
+def losses_of(folder: Path) -> dict[int, str]:
+    lines = (folder / "losses").read_text().splitlines()
+    return {int(line.split()[0]): line for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "wait", "step", "goes_on_from"), [
+    ("plain", "--wait-at", 13, 9),  # the checkpoint after step 13 is written, but not yet what was logged up to it
+    ("plain", "--write-until", 13, 9),
+    ("everything", "--wait-at", 15, 13),
+    ("everything", "--wait-at", 24, 22),  # in the last epoch, whose mean loss is compared
+])  # fmt: skip
+def test_a_run_that_was_killed_goes_on_bit_for_bit(
+    kind: str, wait: str, step: int, goes_on_from: int, tmp_path: Path, unbroken: dict[str, Path]
+) -> None:
+    kill(kind, tmp_path, wait, step)
+    expected, before = losses_of(unbroken[kind]), losses_of(tmp_path)
+    assert list(before) == list(range(1, step + 1))
+    assert before.items() <= expected.items()
+    (tmp_path / "losses").unlink()
+    with start(kind, tmp_path) as process:
+        assert process.wait() == 0
+    assert losses_of(tmp_path) == {n: loss for n, loss in expected.items() if n > goes_on_from}
+    result, expected_result = (torch.load(folder / "result.pt") for folder in (tmp_path, unbroken[kind]))
+    assert any(key.endswith("loss_epoch") for key in result)
+    torch.testing.assert_close(result, expected_result, rtol=0, atol=0)
+    assert [file.name for file in tmp_path.glob("*last*")] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_a_training_by_a_config_that_was_killed_goes_on_bit_for_bit(mock_root: Path, tmp_path: Path) -> None:
+    size = {"im_size": 32}
+    config = {
+        "seed": 0, "accelerator": "cpu", "devices": 1, "dataset_root": str(mock_root), "dataframe_name": "df.csv",
+        "cache_size": 0, "num_workers": 2, "sampler": None, "bs_train": 4, "bs_val": 8,
+        "transforms_train": {"name": "augs_torch", "args": size},
+        "transforms_val": {"name": "norm_resize_torch", "args": size},
+        "extractor": {"name": "timm", "args": {"arch": "test_resnet", "weights": None, "normalise_features": False}},
+        "optimizer": {"name": "adamw", "args": {"lr": 0.001}}, "ema_decay": 0.9, "checkpoint_every_n_steps": 2,
+        "scheduling": {"scheduler_interval": "step", "scheduler": {"name": "one_cycle", "args": {"max_lr": 0.01}}},
+        "metric_args": {"cmc_top_k": [1], "verbose": False}, "metric_for_checkpointing": "OVERALL/cmc/1",
+        "max_epochs": 3, "valid_period": 2, "logger": {"name": "csv", "args": {"name": "", "version": "log"}},
+        "lightning_trainer_extra_args": {
+            "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1
+        },
+    }  # fmt: skip
+    logs, checkpoints, scores = [], [], []
+    for name, n_starts in (("unbroken", 1), ("broken", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        if n_starts == 2:
+            kill("pipeline", folder, "--wait-at", 9)  # 6 steps make an epoch
+            assert torch.load(folder / "run" / "checkpoints" / "last.ckpt")["global_step"] == 8
+        with start("pipeline", folder) as process:
+            assert process.wait() == 0
+        logs.append(pd.read_csv(folder / "run" / "log" / "metrics.csv"))
+        checkpoints.append(torch.load(folder / "run" / "checkpoints" / "last.ckpt"))
+        scores.append(pd.read_csv(folder / "run" / "metrics.csv"))
+    pd.testing.assert_frame_equal(logs[1], logs[0], check_exact=True)
+    assert logs[0]["triplet_loss_step"].dropna().nunique() == 18
+    torch.testing.assert_close(checkpoints[1]["state_dict"], checkpoints[0]["state_dict"], rtol=0, atol=0)
+    pd.testing.assert_frame_equal(scores[1], scores[0], check_exact=True)
