@@ -224,10 +224,11 @@ def test_without_a_sampler(train: Train, config: dict[str, Any]) -> None:
     loader, loader_val = get_retrieval_loaders({**config, "sampler": None, "bs_train": 10})
     assert [len(batch["labels"]) for batch in loader] == [10, 10]
     assert [len(batch["labels"]) for batch in loader_val] == [8, 4]
-    with pytest.raises(ValueError, match=r"bs_train.* 24 "):
-        train(**changes, bs_train=25)
-    with pytest.raises(ValueError, match="bs_train"):
-        train(**changes)
+    for bs_train in (25, None):
+        with pytest.raises(ConfigError, match="bs_train"):
+            train(**changes, bs_train=bs_train)
+        with pytest.raises(ValueError, match=rf"bs_train in a config, .* than the 24 items there are, got {bs_train}"):
+            get_retrieval_loaders({**config, "sampler": None, "bs_train": bs_train})
 
 
 def test_balanced_loaders(config: dict[str, Any]) -> None:

@@ -180,17 +180,8 @@ def _datasets(config: dict[str, Any]) -> tuple[DatasetWithLabels, DatasetQueryGa
 
 
 def _train_loader(config: dict[str, Any], train: DatasetWithLabels) -> DataLoader:
-    sampler, batch_size = parse_sampler_from_config(config, train), None
-    if sampler is None:
-        batch_size = config.get("bs_train")
-        if not batch_size:
-            raise ValueError("Without a sampler, a training needs bs_train, the size of its batches.")
-        if batch_size > len(train):
-            raise ValueError(
-                f"A training without a sampler drops batches that are not full, and bs_train={batch_size} is more than "
-                f"the {len(train)} train items. Make bs_train smaller."
-            )
-    return training_loader(train, sampler, batch_size, seed=config.get("seed") or 0, num_workers=config["num_workers"])
+    sampler = parse_sampler_from_config(config, train)
+    return training_loader(train, sampler, config.get("bs_train"), config.get("seed") or 0, config["num_workers"])
 
 
 def _module(config: dict[str, Any], train: DatasetWithLabels, n_steps: int, n_epochs: int | None) -> ExtractorModule:
