@@ -100,11 +100,12 @@ def compose_for(source: Any, overrides: Sequence[str], among: Collection[str] = 
     return Composed(config, best_pipeline(config, among), folder)
 
 
-def load_source(source: str, of_run: Callable[[Path], Any] | None = None) -> Any:
+def load_source(source: str, overrides: Sequence[str], of_run: Callable[[Path], Any] | None = None) -> Any:
     """What to compose: for a table the config that suits it, for the folder of a run its config; else what was given.
 
     Args:
         source: what a person named.
+        overrides: one of ``dataset_root`` says where the images of a table are, if not beside it.
         of_run: makes the config out of the folder of a run; there is none for tables then.
     """
     from oml.configs import ConfigError
@@ -115,7 +116,8 @@ def load_source(source: str, of_run: Callable[[Path], Any] | None = None) -> Any
         if of_run is None and source.lower().endswith(_TABLE_SUFFIXES):
             with loading():
                 from oml.lightning.pipelines.defaults import default_config
-            return default_config(Path(source))
+            roots = [value for key, _, value in (each.partition("=") for each in overrides) if key == "dataset_root"]
+            return default_config(Path(source), Path(roots[-1]) if roots else None)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return source

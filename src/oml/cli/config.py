@@ -50,7 +50,7 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
     from oml.lightning.pipelines.schema import REQUIRED
 
     source, overrides = split_words(words, recipe)
-    composed = compose_for(load_source(source), overrides, [purpose] if purpose else ())
+    composed = compose_for(load_source(source, overrides), overrides, [purpose] if purpose else ())
     with suppress(InterpolationToMissingValueError):  # then as it is
         OmegaConf.resolve(composed.config)
     typer.echo(OmegaConf.to_yaml(composed.config).rstrip())
@@ -82,7 +82,7 @@ def check(words: Words = None, recipe: Recipe = None, purpose: For = None, debug
 
     import_from_here()
     source, overrides = split_words(words, recipe)
-    composed = compose_for(load_source(source), overrides, [purpose] if purpose else ())
+    composed = compose_for(load_source(source, overrides), overrides, [purpose] if purpose else ())
     with loading():
         from oml.lightning.pipelines.checks import find_problems
     if problems := find_problems(composed.config, composed.pipeline):

@@ -32,5 +32,5 @@ def predict(
     source, overrides = split_words(words, recipe)
     with loading():
         from oml.lightning.pipelines.predict import extractor_prediction_pipeline, prediction_config_of
-    composed = compose_for(load_source(source, prediction_config_of), overrides, ["predict"])
+    composed = compose_for(load_source(source, overrides, prediction_config_of), overrides, ["predict"])
     extractor_prediction_pipeline(composed.config)

@@ -64,7 +64,7 @@ def train(
 
     Examples:
 
-    - `oml train my_data/df.csv`
+    - `oml train my_data/df.csv` or, if its images are elsewhere, `oml train df.csv dataset_root=my_data`
     - `oml train --recipe glyphs max_epochs=2`
     - `oml train train.yaml optimizer.args.lr=1e-4 'metric_args.cmc_top_k=[1,5]'`
     - `oml train train.yaml --multirun seed=0,1,2 criterion=arcface,proxy_anchor`
@@ -75,7 +75,7 @@ def train(
     source, overrides = split_words(words, recipe, resume)
     if resume is not None:
         _check_resumable(resume, multirun)
-    loaded = load_source(source)
+    loaded = load_source(source, overrides)
     if multirun:
         _sweep(loaded, overrides)
         return

@@ -33,5 +33,5 @@ def validate(
     source, overrides = split_words(words, recipe)
     with loading():
         from oml.lightning.pipelines.validate import extractor_validation_pipeline, validation_config_of
-    composed = compose_for(load_source(source, validation_config_of), overrides, ["validate"])
+    composed = compose_for(load_source(source, overrides, validation_config_of), overrides, ["validate"])
     extractor_validation_pipeline(composed.config)
