@@ -81,8 +81,9 @@ def extractor_prediction_pipeline(cfg: TCfg) -> PredictionReport:
 
     engine = parse_engine_params_from_config(config)
     engine.pop("use_distributed_sampler")
+    engine["precision"] = parse_precision_from_config(config)
     with quiet_lightning():
-        fabric = Fabric(**engine, precision=parse_precision_from_config(config))  # pyright: ignore[reportArgumentType]
+        fabric = Fabric(**engine)
         fabric.launch()
     if not config["skip_unreadable"]:
         _check(paths, transform, fabric)
