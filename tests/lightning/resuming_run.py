@@ -127,8 +127,9 @@ class Reports(pl.Callback):
             checkpoint["wait"] = WaitsAsItIsWritten()
 
 
-def run_pipeline(folder: Path, wait_at: int | None) -> None:
+def run_pipeline(folder: Path, wait_at: int | None = None, **_: Any) -> None:
     """Train by ``FOLDER/config.json``, going on with the run in the folder if there is one."""
+    torch.set_num_threads(1)
     config = json.loads((folder / "config.json").read_text())
     config["criterion"] = {"name": f"{__package__}.resuming_run.WaitingLoss", "args": {"wait_at": wait_at}}
     run = folder / "run"
@@ -138,8 +139,6 @@ def run_pipeline(folder: Path, wait_at: int | None) -> None:
 def run(kind: str, folder: Path, wait_at: int | None = None, write_until: int | None = None) -> None:
     """Train, from ``last.ckpt`` on if there is one."""
     torch.set_num_threads(1)
-    if kind == "pipeline":
-        return run_pipeline(folder, wait_at)
     pl.seed_everything(0, verbose=False)
     data, n_batches = Images(), 9  # an epoch
     averages: list[pl.Callback] = []
@@ -171,6 +170,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wait-at", type=int)
     parser.add_argument("--write-until", type=int)
-    arguments = parser.parse_args()
-    arguments.folder.mkdir(exist_ok=True)
-    run(**vars(arguments))
+    arguments = vars(parser.parse_args())
+    run_pipeline(**arguments) if arguments["kind"] == "pipeline" else run(**arguments)

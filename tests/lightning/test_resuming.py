@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,11 +16,14 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 from torchvision.transforms import v2
 
 from oml.datasets.base import DatasetWithLabels
+from oml.lightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from oml.lightning.callbacks.early_stopping import EarlyStopping
 from oml.lightning.resuming import RandomState, TrainingLoader, training_loader
 from oml.samplers.balance import BalanceSampler
 from oml.transforms.images.utils import as_callable
@@ -197,6 +201,98 @@ def test_states_of_generators_travel_in_files(tmp_path: Path) -> None:
     assert drawn() == expected
     callback.on_train_start(trainer, pl.LightningModule())  # of the next fit
     assert drawn() != expected
+
+
+class Noisy(pl.LightningModule):
+    """Notes what it does."""
+
+    def __init__(self, plateau: bool) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+        self.plateau = plateau
+        self.notes: list[tuple[Any, ...]] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = self.layers(batch[0]).square().mean()
+        step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.notes.append((self.current_epoch, batch_idx, step, rate, loss.item()))
+        self.log("loss", loss, on_step=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("OVERALL/cmc/1", self.layers(batch[0]).mean())
+
+    def on_validation_epoch_end(self) -> None:
+        self.notes.append((self.current_epoch, "validation", self.trainer.global_step))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), 0.1)
+        if not self.plateau:
+            return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, threshold=1e9
+        )  # never good enough
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "OVERALL/cmc/1"}}
+
+
+class Copies(AtomicCheckpointIO):
+    """Keeps every ``last.ckpt``, and how much was noted until then."""
+
+    def __init__(self, module: Noisy) -> None:
+        super().__init__()
+        self.module = module
+        self.files: list[tuple[Path, int]] = []
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        super().save_checkpoint(checkpoint, path, storage_options)
+        if Path(path).name.startswith("last"):
+            copy = Path(path).parent / f"copy{len(self.files)}"
+            self.files.append((Path(shutil.copy(path, copy)), len(self.module.notes)))
+
+
+@pytest.mark.parametrize(("settings", "n_checkpoints"), [
+    ({}, 7),
+    ({"plateau": True}, 7),
+    ({"max_steps": 8, "max_epochs": -1}, 4),
+    ({"max_steps": 10, "max_epochs": -1}, 5),
+    ({"accumulate_grad_batches": 2, "every": 1}, 10),
+    ({"val_check_interval": 2}, 7),
+    ({"check_val_every_n_epoch": 2}, 7),
+    ({"n_items": 4, "check_val_every_n_epoch": 2}, 4),
+    ({"n_items": 4, "max_steps": 3, "max_epochs": -1}, 4),
+    ({"patience": 1, "max_epochs": 9}, 5),
+])  # fmt: skip
+def test_every_checkpoint_goes_on_alike(settings: dict[str, Any], n_checkpoints: int, tmp_path: Path) -> None:
+    """No validation, step or step of a scheduler is left out or repeated, nor is anything logged otherwise."""
+    settings = {"n_items": 20, "plateau": False, "patience": 0, "max_epochs": 3, "every": 3, **settings}
+    n_items, plateau, patience, every = (settings.pop(key) for key in ("n_items", "plateau", "patience", "every"))
+
+    def run(name: str, checkpoint: Path | None = None) -> tuple[Noisy, Copies, pd.DataFrame]:
+        torch.manual_seed(0 if checkpoint is None else 1)
+        data, module = TensorDataset(torch.arange(4.0 * n_items).view(-1, 4)), Noisy(plateau)
+        copies, logger = Copies(module), CSVLogger(tmp_path, name="", version=name)
+        folder = tmp_path / name / "checkpoints"
+        callbacks = [
+            RandomState(), *([EarlyStopping("OVERALL/cmc/1", patience=patience, min_delta=1e9)] if patience else []),
+            BestCheckpoint(folder, "OVERALL/cmc/1"), LastCheckpoint(folder, every),
+        ]  # fmt: skip
+        trainer = pl.Trainer(
+            accelerator="cpu", callbacks=callbacks, plugins=[copies], logger=logger, log_every_n_steps=1,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+            **settings,
+        )  # fmt: skip
+        trainer.fit(module, training_loader(data, None, 4, 0, 0), DataLoader(data, 4), ckpt_path=checkpoint)
+        log = tmp_path / name / "metrics.csv"
+        return module, copies, pd.read_csv(log) if log.exists() else pd.DataFrame()
+
+    whole, copies, log = run("whole")
+    assert len(copies.files) == n_checkpoints
+    for i, (file, n_notes) in enumerate(copies.files):
+        module, _, new_log = run(f"resumed{i}", file)
+        assert module.notes == whole.notes[n_notes:]
+        if len(new_log):
+            common = log[log["step"] >= new_log["step"].min()].reset_index(drop=True)
+            pd.testing.assert_frame_equal(new_log, common[new_log.columns], check_exact=True)
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:
