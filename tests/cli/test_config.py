@@ -45,6 +45,15 @@ def test_show_of_a_table_is_what_would_be_trained(oml: Oml, here: Path) -> None:
     assert oml("config", "check", "other.csv", "extractor.args.weights=null")[0] == 2
 
 
+def test_show_leaves_out_what_only_other_fields_needed(oml: Oml, here: Path) -> None:
+    text = Path("tiny.yaml").read_text().replace("im_size: 32", "im_size: ${size}")
+    Path("sizes.yaml").write_text(f"{text}\nsize: 32\nsiez: 32")
+    shown = yaml.safe_load(oml("config", "show", "sizes.yaml")[1])
+    assert shown["transforms_val"]["args"]["im_size"] == 32
+    assert "size" not in shown
+    assert shown["siez"] == 32
+
+
 def test_show_what_is_missing_as_it_is(oml: Oml, here: Path) -> None:
     Path("a.yaml").write_text("weights: ???\nextractor: {name: vit, args: {weights: '${weights}'}}\ndata_dir: x")
     assert oml("config", "show", "a.yaml")[1].startswith("weights: ???\nextractor:\n  name: vit\n")

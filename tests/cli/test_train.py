@@ -25,6 +25,8 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_train_validate_predict_and_go_on(oml: Oml, here: Path) -> None:
+    text = Path("tiny.yaml").read_text().replace("im_size: 32", "im_size: ${size}")
+    Path("tiny.yaml").write_text(f"{text}\nsize: 32")
     code, output, errors = oml("train", "tiny.yaml")
     assert code == 0, errors
     (run,) = Path("runs").iterdir()

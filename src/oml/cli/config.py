@@ -1,12 +1,13 @@
 """``oml config``."""
 
+import re
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from oml.cli.composing import Debug, Recipe, compose_for, import_from_here, load_source, loading, split_words
+from oml.cli.composing import Debug, Recipe, compose_for, fields_of, import_from_here, load_source, loading, split_words
 
 config = typer.Typer(
     name="config",
@@ -44,15 +45,18 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
     - `oml config show --recipe cub optimizer=sgd sampler.args.n_labels=16 > mine.yaml`
     - `oml config show my_data/df.csv` prints what `oml train my_data/df.csv` would take
     """
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import InterpolationToMissingValueError
 
     from oml.lightning.pipelines.schema import REQUIRED
 
     source, overrides = split_words(words, recipe)
     composed = compose_for(load_source(source, overrides), overrides, [purpose] if purpose else ())
-    with suppress(InterpolationToMissingValueError):  # then as it is
+    referred_to = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(composed.config)))
+    with suppress(InterpolationToMissingValueError), open_dict(composed.config):  # then as it is
         OmegaConf.resolve(composed.config)
+        for name in referred_to & set(composed.config) - fields_of():
+            del composed.config[name]  # without which it is complete now
     typer.echo(OmegaConf.to_yaml(composed.config).rstrip())
     left_out = {
         name: field

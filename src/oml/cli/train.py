@@ -71,6 +71,8 @@ def train(
     - `oml train --resume runs/cub-2030-01-01_12-00-00`
     - `oml config show my_data/df.csv > train.yaml` for a config to start from
     """
+    from omegaconf import open_dict
+
     import_from_here()
     source, overrides = split_words(words, recipe, resume)
     if resume is not None:
@@ -80,16 +82,20 @@ def train(
         _sweep(loaded, overrides)
         return
     composed = compose_for(loaded, overrides, _PIPELINES)
+    config = composed.config
     checked, run = _load(composed.pipeline)
-    config = checked(composed.config, composed.pipeline)
-    if resume is not None:
-        config.resume = str(resume)
-        folder = nullcontext(resume)
-    else:
-        folder = _run_folder(config, composed.folder, Path(source).stem)
-    with folder as path, _told_how_to_go_on(path):
-        config.run_dir = str(path)
-        report = run(config)
+    with open_dict(config):
+        if resume is not None:
+            for name in set(config) - fields_of(_PIPELINES):  # other fields referred to it, when it was a recipe's
+                del config[name]
+            config.resume = str(resume)
+            folder = nullcontext(resume)
+            checked(config, composed.pipeline)
+        else:
+            folder = _run_folder(checked(config, composed.pipeline), composed.folder, Path(source).stem)
+        with folder as path, _told_how_to_go_on(path):
+            config.run_dir = str(path)
+            report = run(config)
     _show(report)
 
 

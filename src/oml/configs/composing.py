@@ -141,7 +141,7 @@ def _find(source: str | Path) -> tuple[Path, str]:
     """The folder of a config, and its name in there."""
     path = Path(source)
     if str(source) in recipe_names():
-        return CONFIGS_PATH, f"recipes/{source}"
+        return CONFIGS_PATH / "recipes", str(source)
     if path.is_file():
         if path.suffix != ".yaml":
             raise ConfigError(f"{str(source)!r} is no config: the name of one ends with .yaml.")
