@@ -1,6 +1,7 @@
 """Every registry entry has a packaged config from which it is built, and every packaged config has an entry."""
 
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ DESCRIBED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
             "ExtractorWithMLP",
             {"mlp_features": [384], "weights": None, "extractor": {"name": "vit", "args": VIT | {"arch": "vits16"}}},
         ),
+    },
+    "logger": {
+        "neptune": ("NeptuneLogger", {"project": "oml-team/test"}),
+        "tensorboard": ("TensorBoardLogger", {"save_dir": "."}),
+        "wandb": ("WandbLogger", {"project": "test_project"}),
     },
     "miner": {
         "all_triplets": ("AllTripletsMiner", {}),
@@ -124,6 +130,17 @@ def offered(kind: str) -> dict[str, Any]:
     return {}
 
 
+@pytest.fixture
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loggers need no key then."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("WANDB_MODE", "offline"), ("NEPTUNE_MODE", "offline"), ("CLEARML_OFFLINE_MODE", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
+@pytest.mark.usefixtures("_offline")
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_packaged_config_builds(kind: str, name: str) -> None:
     config = OmegaConf.load(CONFIGS_PATH / kind / f"{name}.yaml")

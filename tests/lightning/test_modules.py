@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -122,6 +124,35 @@ def test_named_loaders_are_told_apart(val_loader: DataLoader, tmp_path: Path) ->
     assert "OVERALL/cmc/1/dataloader_idx_1" in logged[1]
 
 
+def test_named_metrics_are_told_apart_by_their_names(val_loader: DataLoader, tmp_path: Path) -> None:
+    metrics = [metric(metrics_to_exclude_from_visualization=["cmc", "precision"]) for _ in range(2)]
+    callbacks = [MetricValCallback(metrics[i], True, loader_idx=i, name=name) for i, name in enumerate([None, "other"])]
+    checkpoints = ModelCheckpoint(tmp_path, monitor="other/OVERALL/cmc/1", mode="max")
+    logger = CSVLogger(tmp_path, name=None, version="log")
+    logged = trainer(tmp_path, callbacks=[*callbacks, checkpoints], logger=logger, enable_checkpointing=True).validate(
+        module(), [val_loader, val_loader], verbose=False
+    )
+    assert "OVERALL/cmc/1/dataloader_idx_0" in logged[0]
+    assert logged[1]["other/OVERALL/cmc/1"] == logged[0]["OVERALL/cmc/1/dataloader_idx_0"]
+    title = "top 5 worst by OVERALL_map_5"
+    assert (tmp_path / "log" / "image_logs" / title / "0.png").is_file()
+    assert (tmp_path / "log" / "image_logs" / "other" / title / "0.png").is_file()
+
+
+def test_pictures_are_closed(val_loader: DataLoader, tmp_path: Path) -> None:
+    """Those of pyplot stay in memory otherwise, more with each epoch."""
+
+    class Drawing(EmbeddingMetrics):
+        def visualize(self) -> tuple[list[Figure], list[str]]:
+            return [plt.figure()], ["mine"]
+
+    callback = MetricValCallback(Drawing(extra_keys=("paths",), verbose=False), log_images=True)
+    logger = CSVLogger(tmp_path, name=None, version="log")
+    trainer(tmp_path, callbacks=[callback], logger=logger).validate(module(), val_loader, verbose=False)
+    assert (tmp_path / "log" / "image_logs" / "mine" / "0.png").is_file()
+    assert plt.get_fignums() == []
+
+
 def test_a_loader_that_is_not_there_is_an_error(val_loader: DataLoader, tmp_path: Path) -> None:
     """Its metric would be missing, and nothing would tell."""
     callback = MetricValCallback(metric(), loader_idx=1)
@@ -190,7 +221,7 @@ def test_images_need_a_logger_and_paths(val_loader: DataLoader, tmp_path: Path) 
     with pytest.raises(ValueError, match="needs 'paths' among its extra_keys"):
         MetricValCallback(EmbeddingMetrics(), log_images=True)
     callback = MetricValCallback(metric(), log_images=True)
-    with pytest.raises(ValueError, match=r"logs images to a TensorBoardLogger, the trainer has \[\]"):
+    with pytest.raises(ValueError, match=r"needs loggers that take pictures, the trainer has \[\]"):
         trainer(tmp_path, callbacks=[callback]).validate(module(), val_loader, verbose=False)
 
 

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from functools import partial
 from inspect import signature
 
@@ -28,13 +30,25 @@ def test_show_registry(capsys: pytest.CaptureFixture[str]) -> None:
         "Augmentations:": ["transforms"],
     }
     assert list(groups) == list(expected)
-    assert sorted(kind for kinds in expected.values() for kind in kinds) == sorted(REGISTRIES)
+    assert {kind for kinds in expected.values() for kind in kinds} == REGISTRIES.keys() - {"logger"}  # as described
     for group, kinds in expected.items():
         entries = [item for kind in kinds for item in REGISTRIES[kind].items()]
         for line, (name, constructor) in zip(groups[group], entries, strict=True):
             assert line.startswith(f"  {name}: {constructor.__name__}(")
             assert all(key in line for key in signature(constructor).parameters)
     assert "  triplet: TripletLoss(margin, reduction='mean', need_logs=False)" in groups["Losses:"]
+
+
+def test_loggers_are_imported_when_they_are_asked_for() -> None:
+    """Lightning takes longer than all else."""
+    code = (
+        "import sys; from oml.registry import REGISTRIES; print(len(REGISTRIES), 'logger' in REGISTRIES);"
+        "print('pytorch_lightning' in sys.modules, REGISTRIES['logger'].kind, 'pytorch_lightning' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(len(REGISTRIES)), "True", "False", "logger", "True"]
+    with pytest.raises(KeyError, match="loggers"):
+        REGISTRIES["loggers"]
 
 
 def of_a_user(size: "int", ratio: float = 0.5, *sizes: nn.Module, name: str = "a.b", **others: object) -> None:

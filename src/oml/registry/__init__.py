@@ -26,6 +26,9 @@ class _Registries(Mapping[str, Registry]):
         module, _, name = self._later[kind].rpartition(".")
         return getattr(import_module(module), name)
 
+    def __contains__(self, kind: object) -> bool:  # that of Mapping imports
+        return kind in self._known or kind in self._later
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._known, *self._later}))
 

@@ -56,6 +56,7 @@ def describe(registry: Registry, kind: str, name: str) -> dict[str, Any]:
 def _summary(constructor: Callable[..., Any]) -> str:
     paragraph = " ".join(cleandoc(constructor.__doc__ or "").partition("\n\n")[0].split())
     sentence = re.split(r"(?<=\w[.])\s+(?=[A-Z])", paragraph, maxsplit=1)[0]
+    sentence = re.sub(r"`([^`<]+) <[^`>]+>`_+", r"\1", sentence)  # links
     return re.sub(r"(?::\w+:)?`+~?(?:[\w.]+\.)?([^`]*)`+", r"\1", sentence)
 
 

@@ -46,7 +46,7 @@ class _Writer(ExperimentWriter):
 
 
 class CSVLogger(loggers.CSVLogger):
-    """Logs to ``<save_dir>/<name>/<version>/metrics.csv``, hyper-parameters to ``hparams.yaml`` and figures beside.
+    """Logs to ``<save_dir>/<name>/<version>/metrics.csv``, hyper-parameters to ``hparams.yaml``, figures beside.
 
     It is Lightning's, but for this: a run that resumes with its ``version`` goes on with the file, in which the rows of
     the steps that it does again are replaced.
