@@ -443,6 +443,10 @@ def test_interpolations(root: Path) -> None:
     del config["im_size"]
     assert checked(config, TRAINING).transforms_val.args.im_size == 32
 
+    changes = {"hydra": {"run": {"dir": "${hydra_dir}"}}, "hydra_dir": "${nowhere}", "logs_folder": "${no_resolver:1}"}
+    config = OmegaConf.create(config_of(TRAINING, root, changes))
+    assert find_problems(config, TRAINING) == []
+
     changes = {"weights": "???", "extractor.args.weights": "${weights}", "bs_val": "${bs}", "seed": "${oc.env:NONE}"}
     config = OmegaConf.create(config_of(TRAINING, root, changes))
     expected = ["^seed: does not resolve: .*NONE", "^bs_val: does not resolve: .*'bs'", r"^weights: is \?\?\?"]

@@ -40,7 +40,7 @@ from oml.registry.optimizers import get_optimizer_by_cfg
 from oml.registry.registry import Registry
 from oml.registry.transforms import TRANSFORMS_REGISTRY
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _EXPECTED = (ValueError, TypeError, KeyError, ImportError, OSError, MisconfigurationException)
 #: arguments of losses that are sizes: ours, and those of pytorch-metric-learning
 _N_LABELS, _DIMS = ("num_classes",), ("in_features", "embedding_size")
@@ -72,7 +72,7 @@ def said(error: BaseException) -> str:
     return text if text and isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"
 
 
-def tried(problems: list[str], place: str, make: Callable[[], T], on_meta: bool = False) -> T | None:
+def tried(problems: list[str], place: str, make: Callable[[], _T], on_meta: bool = False) -> _T | None:
     """What comes of a call; if it raises, ``None``, and a finding.
 
     Args:

@@ -48,7 +48,11 @@ _TRANSFORMS = ("transforms_train", "transforms_val", "transforms_predict", "tran
 
 
 class _DoesNotResolveError(Exception):
-    """A value of a config that is not there; its text is a finding."""
+    """A value of a config that is not there; its texts are findings."""
+
+    def __init__(self, *texts: str, is_missing: bool = False) -> None:
+        super().__init__(*texts)
+        self.is_missing = is_missing
 
 
 def checked(cfg: Mapping[str, Any] | DictConfig, pipeline: Pipeline) -> DictConfig:
@@ -106,7 +110,8 @@ class _Check:
                 values[str(key)] = self._resolved(node, key, str(key))
             except _DoesNotResolveError as error:
                 broken.add(str(key))
-                self.problems += error.args
+                if key not in FREE_FIELDS or error.is_missing:  # what nobody reads need not resolve
+                    self.problems += error.args
         free = set(re.findall(r"\$\{\.*(\w+)[.\[}]", OmegaConf.to_yaml(node, resolve=False)))
         values.pop("hydra", None)
         return values, broken, free
@@ -115,7 +120,7 @@ class _Check:
         try:
             value = parent[key]
         except MissingMandatoryValue as error:
-            raise _DoesNotResolveError(f"{place}: is ???, so must be given.") from error
+            raise _DoesNotResolveError(f"{place}: is ???, so must be given.", is_missing=True) from error
         except InterpolationToMissingValueError as error:
             raise _DoesNotResolveError from error  # that one is a finding itself
         except Exception as error:  # resolvers raise what they like
