@@ -113,11 +113,15 @@ class Reports(pl.Callback):
     def __init__(self, folder: Path, wait_at: int | None, write_until: int | None) -> None:
         self.file, self.wait_at, self.write_until = folder / "losses", wait_at, write_until
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.wait_at:
             wait_for_the_end()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         with self.file.open("a") as file:
             print(trainer.global_step, outputs["loss"].item().hex(), float(rate).hex(), file=file)

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.data import _set_sampler_epoch
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
@@ -53,7 +54,7 @@ class Drawn(Dataset):
     def __init__(self) -> None:
         import albumentations
 
-        noise = [albumentations.GaussNoise(p=1.0)]
+        noise: list[Any] = [albumentations.GaussNoise(p=1.0)]
         self.views = [as_callable(albumentations.Compose(noise)) for _ in range(2)]
 
     def __len__(self) -> int:
@@ -137,12 +138,12 @@ def test_an_epoch_goes_on_where_it_was_left(sampler: Any, epoch: int, done: int,
 
 def test_lightning_says_which_epoch_it_is() -> None:
     expected, ours = taken(loader(balanced()), 3), loader(balanced())
-    ours.batch_sampler.sampler.set_epoch(2)  # as Lightning does
+    _set_sampler_epoch(ours, 2)
     assert taken(ours, 1) == expected[2:]
     ours.load_state_dict({**ours.state_dict(), "epoch": 1, "batches_done": 4})
-    ours.batch_sampler.sampler.set_epoch(1)
+    _set_sampler_epoch(ours, 1)
     assert taken(ours, 1) == [expected[1][4:]]
-    ours.batch_sampler.sampler.set_epoch(0)
+    _set_sampler_epoch(ours, 0)
     assert taken(ours, 1) == expected[:1]
 
 
@@ -190,7 +191,7 @@ def test_states_of_generators_travel_in_files(tmp_path: Path) -> None:
     def drawn() -> list[Any]:
         return [random.random(), random.gauss(), np.random.randn(), torch.rand(3).tolist(), torch.randn(20).tolist()]
 
-    random.gauss(), np.random.randn()
+    _ = random.gauss(), np.random.randn()  # these draw two at a time, and keep one
     torch.save(RandomState().state_dict(), tmp_path / "state.pt")
     expected = drawn()
     callback = RandomState()
@@ -256,7 +257,7 @@ class Copies(AtomicCheckpointIO):
     ({"max_steps": 8, "max_epochs": -1}, 4),
     ({"max_steps": 10, "max_epochs": -1}, 5),
     ({"accumulate_grad_batches": 2, "every": 1}, 10),
-    ({"val_check_interval": 2}, 7),
+    ({"val_check_interval": 2, "every": 2}, 7),
     ({"check_val_every_n_epoch": 2}, 7),
     ({"n_items": 4, "check_val_every_n_epoch": 2}, 4),
     ({"n_items": 4, "max_steps": 3, "max_epochs": -1}, 4),

@@ -97,7 +97,8 @@ class RandomState(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states, of types that ``torch.load(weights_only=True)`` takes."""
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        state: Any = np.random.get_state()  # noqa: NPY002
+        kind, keys, *rest = state
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],

@@ -133,7 +133,9 @@ class LastCheckpoint(Checkpoint):
         """Save: all that belongs to the epoch before is done, as it is not in ``on_train_epoch_end``."""
         self._save_between_epochs(trainer)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Let the checkpoint after the last step count: Lightning has logged this step only now."""
         self._publish(trainer)
 
