@@ -10,7 +10,7 @@ from rich.console import Console
 
 from oml.functional.statistics import bootstrap_interval
 from oml.metrics.embeddings import EmbeddingMetrics
-from oml.metrics.table import metrics_table, print_metrics_table, write_metrics
+from oml.metrics.table import joined_metrics_table, metrics_table, print_metrics_table, read_metrics, write_metrics
 
 
 def computed(n_labels: int = 12, n_categories: int = 2, **args: Any) -> EmbeddingMetrics:
@@ -108,6 +108,12 @@ def test_files_hold_all_tables(tmp_path: Path) -> None:
     assert content["metrics"]["OVERALL/cmc/1"]["mean"] == pytest.approx(metrics[""].metrics["OVERALL"]["cmc"][1].item())
 
 
+def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    written = write_metrics(tmp_path, {"": computed(), "street": computed(n_labels=30)})
+    read = read_metrics(tmp_path)
+    pd.testing.assert_frame_equal(read, written.assign(k=written["k"].astype(str)), check_dtype=False)
+
+
 def test_nothing_computed_leaves_the_former_files(tmp_path: Path) -> None:
     write_metrics(tmp_path, {"": computed()})
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -118,7 +124,7 @@ def test_nothing_computed_leaves_the_former_files(tmp_path: Path) -> None:
 
 def printed(**metrics: EmbeddingMetrics) -> str:
     text = io.StringIO()
-    print_metrics_table(metrics, Console(file=text, width=120))
+    print_metrics_table(joined_metrics_table(metrics), Console(file=text, width=120))
     return text.getvalue()
 
 

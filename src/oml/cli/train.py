@@ -1,6 +1,5 @@
 """``oml train``."""
 
-import json
 import os
 import shlex
 import tempfile
@@ -67,7 +66,7 @@ def train(
     - `oml train my_data/df.csv` or, if its images are elsewhere, `oml train df.csv dataset_root=my_data`
     - `oml train --recipe glyphs max_epochs=2`
     - `oml train train.yaml optimizer.args.lr=1e-4 'metric_args.cmc_top_k=[1,5]'`
-    - `oml train train.yaml --multirun seed=0,1,2 criterion=arcface,proxy_anchor`
+    - `oml train train.yaml --multirun seed=0,1,2 optimizer=adamw,sgd`
     - `oml train --resume runs/cub-2030-01-01_12-00-00`
     - `oml config show my_data/df.csv > train.yaml` for a config to start from
     """
@@ -215,11 +214,10 @@ def _job(config: "DictConfig") -> float:
 
 def _show(report: "TrainingReport") -> None:
     """What came of a run."""
-    metrics = json.loads((report.run / "metrics.json").read_text())["metrics"]
-    typer.echo("\nMetrics of the best checkpoint, with 95 % intervals")
-    for name, metric in metrics.items():
-        interval = "" if metric["low"] is None else f" ({metric['low']:.4f} to {metric['high']:.4f})"
-        typer.echo(f"{name:>24}: {metric['mean']:.4f}{interval}")
+    from oml.metrics.table import print_metrics_table, read_metrics
+
+    typer.echo("\nMetrics of the best checkpoint")
+    print_metrics_table(read_metrics(report.run))
     run = _as_typed(report.run)
     typer.echo(f"\nIn {run}: {', '.join(str(path.relative_to(report.run)) for path in report.files.values())}")
     typer.echo(f"Try next:\n  oml validate {run}\n  oml predict {run} data_dir=FOLDER")

@@ -2,7 +2,7 @@
 
 from omegaconf import OmegaConf
 
-#: the built-in data set Glyphs, drawn on first use: ``${oml.glyphs:image_size,n_labels}`` is its folder, with ``df.csv``
+#: ``${oml.glyphs:image_size,n_labels}`` is the folder of the built-in data set Glyphs, drawn on first use
 GLYPHS_RESOLVER = "oml.glyphs"
 
 

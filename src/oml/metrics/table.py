@@ -73,15 +73,15 @@ def metrics_table(metric: EmbeddingMetrics, confidence: float = 0.95) -> "DataFr
 def write_metrics(run_dir: Path | str, metrics: Mapping[str, EmbeddingMetrics]) -> "DataFrame":
     """Write ``metrics.csv`` and ``metrics.json`` into a folder; returns what is in the former.
 
-    The CSV file has the columns of :func:`metrics_table` and before them ``table``, the name of the validation table,
-    which is empty for the main one. The JSON file has the same by the names under which the metrics are logged:
-    ``{"metrics": {"OVERALL/cmc/1": {"mean": 0.9, "low": 0.8, "high": 1.0, "n_queries": 100, "n_labels": 25}, ...}}``.
+    The CSV file is :func:`joined_metrics_table`. The JSON file has the same by the names under which the metrics are
+    logged: ``{"metrics": {"OVERALL/cmc/1": {"mean": 0.9, "low": 0.8, "high": 1.0, "n_queries": 100, "n_labels": 25},
+    ...}}``.
 
     Args:
         run_dir: the folder; made if missing. Files of these names are replaced.
         metrics: name -> what computed them; the main table is called ``""``.
     """
-    table = _joined(metrics)
+    table = joined_metrics_table(metrics)
     with atomic_path(Path(run_dir) / "metrics.csv") as file:
         table.to_csv(file, index=False)
     numbers = table[["mean", "low", "high", "n_queries", "n_labels"]].astype(object)
@@ -92,11 +92,20 @@ def write_metrics(run_dir: Path | str, metrics: Mapping[str, EmbeddingMetrics]) 
     return table
 
 
-def print_metrics_table(metrics: Mapping[str, EmbeddingMetrics], console: "Console | None" = None) -> None:
-    """Show the table of :func:`write_metrics` on the terminal.
+def read_metrics(run_dir: Path | str) -> "DataFrame":
+    """The table that :func:`write_metrics` has put into a folder; ``k`` are texts."""
+    from pandas import read_csv
+
+    return read_csv(
+        Path(run_dir) / "metrics.csv", dtype={"k": str}, keep_default_na=False, na_values={"low": "", "high": ""}
+    )
+
+
+def print_metrics_table(table: "DataFrame", console: "Console | None" = None) -> None:
+    """Show what :func:`write_metrics` has written on the terminal.
 
     Args:
-        metrics: as there.
+        table: what that returned, or :func:`read_metrics`.
         console: where to; standard output by default.
     """
     from rich.box import SIMPLE
@@ -104,25 +113,29 @@ def print_metrics_table(metrics: Mapping[str, EmbeddingMetrics], console: "Conso
     from rich.table import Table
 
     console = console or Console()
-    rows = _joined(metrics)
+    rows = table
     if is_long := len(rows) > _MOST_ROWS:
-        mains = {name: metric.overall_categories_key for name, metric in metrics.items()}
-        rows = rows[rows["category"] == rows["table"].map(mains)]
-    table = Table(box=SIMPLE)
+        rows = rows[rows["category"] == rows.groupby("table")["category"].transform("first")]
+    shown = Table(box=SIMPLE)
     for heading in ("metric", "mean", "95 % interval", "queries", "labels"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+        shown.add_column(heading, justify="left" if heading == "metric" else "right")
     numbers = rows[["mean", "low", "high", "n_queries", "n_labels"]].to_dict("list")
     for name, mean, low, high, n_queries, n_labels in zip(_names(rows), *numbers.values(), strict=True):
         interval = "" if isnan(low) else f"{low:.4f} to {high:.4f}"
-        table.add_row(name, f"{mean:.4f}", interval, f"{n_queries:,}", f"{n_labels:,}")
-    console.print(table)
+        shown.add_row(name, f"{mean:.4f}", interval, f"{n_queries:,}", f"{n_labels:,}")
+    console.print(shown)
     if is_long:
         console.print("Categories are left out, as they are many.")
     if rows["n_labels"].min() < _FEW_LABELS:
         console.print(f"With fewer than {_FEW_LABELS} labels the intervals are too narrow.")
 
 
-def _joined(metrics: Mapping[str, EmbeddingMetrics]) -> "DataFrame":
+def joined_metrics_table(metrics: Mapping[str, EmbeddingMetrics]) -> "DataFrame":
+    """The tables of several metrics in one, with the column ``table`` before the others.
+
+    Args:
+        metrics: name of a validation table -> what computed its metrics; the main one is called ``""``.
+    """
     from pandas import concat
 
     tables = [metrics_table(metric) for metric in metrics.values()]

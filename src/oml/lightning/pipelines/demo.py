@@ -1,10 +1,8 @@
 """The demo: fine-tune a pretrained backbone on Glyphs, and tell how it does on labels it has never seen."""
 
 import json
-import logging
 import platform
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -34,6 +32,7 @@ from oml.inference.flat import extract_embeddings
 from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.metric import MetricValCallback
 from oml.lightning.modules.extractor import ExtractorModule
+from oml.lightning.quiet import quiet_lightning
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.per_query import ranking_metrics
 from oml.registry.losses import get_criterion_by_cfg
@@ -209,7 +208,7 @@ def _train(
     )
     metric = MetricValCallback(EmbeddingMetrics(cmc_top_k=(1, 5), verbose=False))
     checkpoints = ModelCheckpoint(run, filename="best", monitor="OVERALL/cmc/1", mode="max", save_weights_only=True)
-    with _quiet_lightning(), progress_bar(f"Training: steps of {sampler.batch_size} images", console) as on_progress:
+    with quiet_lightning(), progress_bar(f"Training: steps of {sampler.batch_size} images", console) as on_progress:
         trainer = pl.Trainer(
             accelerator="auto",
             devices=1,
@@ -233,20 +232,6 @@ def _train(
             val_dataloaders=DataLoader(held_out, batch_size=config.batch_size_inference),
         )
     return run / Path(checkpoints.best_model_path).name
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without advice on matters that the demo has decided."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _for_users(embeddings: Tensor, dataset: DatasetQueryGallery) -> dict[str, Tensor]:

@@ -1,9 +1,7 @@
 """Whether this machine has what a config asks for."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from oml.lightning.pipelines.agreement import tried
 from oml.lightning.pipelines.parser import parse_engine_params_from_config
+from oml.lightning.quiet import quiet_lightning
 from oml.registry.arguments import argument_problems
 
 #: arguments of Lightning's Trainer -> the field that says so; "": the pipelines' own
@@ -75,7 +74,7 @@ def trainer_problems(args: Mapping[str, Any], place: str) -> list[str]:
     if not problems and args:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
         trainer: dict[str, Any] = {"accelerator": "cpu", "devices": 1, **quiet, **args}
-        with _quiet():
+        with quiet_lightning():
             tried(problems, place, lambda: pl.Trainer(**trainer))
     return problems
 
@@ -90,18 +89,6 @@ def _not_for_users(args: Mapping[str, Any]) -> Iterator[str]:
         yield "limit_val_batches, overfit_batches: metrics of a part of the validation would mislead, leave them out."
     if args.get("enable_checkpointing") is False:
         yield "enable_checkpointing: the best and the last checkpoint are kept in any case, so leave it out."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Lightning tells of each trainer."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from oml.registry.schedulers import get_scheduler_by_cfg
 from oml.utils.misc import dictconfig_to_dict
 
 CHECKPOINTS_FOLDER = "checkpoints"
-_DEFAULT_LOGGER = {"name": "tensorboard", "args": {"name": "", "version": "tensorboard"}}
+_DEFAULT_LOGGER = {"name": "tensorboard", "args": {"name": "tensorboard", "version": ""}}
 #: schedules that end: their argument for the number of their steps
 _LENGTH_ARGUMENTS = {"one_cycle": "total_steps", "cosine_annealing": "T_max"}
 

@@ -33,6 +33,7 @@ from oml.lightning.pipelines.parser import (
 )
 from oml.lightning.pipelines.schema import TRAINING
 from oml.lightning.pipelines.validate import validation_parts
+from oml.lightning.quiet import quiet_lightning
 from oml.lightning.resuming import RandomState, training_loader
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.table import write_metrics
@@ -44,6 +45,7 @@ from oml.utils.io import atomic_path
 from oml.utils.misc import dictconfig_to_dict, load_dotenv, set_global_seed
 
 _STEPS_BETWEEN_CHECKPOINTS = 500
+_STEPS_BETWEEN_LOGS = 50
 
 
 class TrainingReport(NamedTuple):
@@ -105,28 +107,36 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     averages = [EMACallback(config["ema_decay"])] if config["ema_decay"] else []
     # not by Lightning, which would put it behind the callback that has to know of it
     timers = [Timer(max_time)] if (max_time := extra.pop("max_time", None)) else []
-    trainer = pl.Trainer(
-        **{
-            **parse_engine_params_from_config(config),
-            "precision": parse_precision_from_config(config),
-            "max_epochs": config["max_epochs"],
-            "check_val_every_n_epoch": config["valid_period"],
-            "num_sanity_val_steps": 0,
-            "default_root_dir": run,
-            "logger": logger,
-            "plugins": [AtomicCheckpointIO()],
-            **extra,
-            "callbacks": [
-                *averages,
-                RandomState(),
-                *callbacks_val,
-                *_early_stopping(config),
-                *timers,
-                FinalValidation(),
-                best,
-                last,
-            ],
-        }
+    settings = {
+        **parse_engine_params_from_config(config),
+        "precision": parse_precision_from_config(config),
+        "max_epochs": config["max_epochs"],
+        "check_val_every_n_epoch": config["valid_period"],
+        "log_every_n_steps": min(_STEPS_BETWEEN_LOGS, len(loader)),
+        "num_sanity_val_steps": 0,
+        "default_root_dir": run,
+        "enable_model_summary": False,
+        "logger": logger,
+        "plugins": [AtomicCheckpointIO()],
+        **extra,
+        "callbacks": [
+            *averages,
+            RandomState(),
+            *callbacks_val,
+            *_early_stopping(config),
+            *timers,
+            FinalValidation(),
+            best,
+            last,
+        ],
+    }
+    with quiet_lightning():  # on what there is of hardware
+        trainer = pl.Trainer(**settings)
+    n_parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    rank_zero_info(
+        f"{type(module.model).__name__} of {n_parameters:,} parameters learns with {type(module.criterion).__name__}, "
+        f"{trainer.max_epochs} epochs of {len(loader)} batches; validated on "
+        f"{' and '.join(f'{len(each.dataset):,}' for each in loaders_val)} items."  # pyright: ignore[reportArgumentType]
     )
     try:
         trainer.fit(module, train_dataloaders=loader, val_dataloaders=loaders_val, ckpt_path=checkpoint)

@@ -25,7 +25,7 @@ from oml.lightning.pipelines.parser import (
 from oml.lightning.pipelines.schema import VALIDATION
 from oml.lightning.quiet import quiet_lightning
 from oml.metrics.embeddings import EmbeddingMetrics
-from oml.metrics.table import print_metrics_table, write_metrics
+from oml.metrics.table import joined_metrics_table, print_metrics_table, write_metrics
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.utils.misc import dictconfig_to_dict
@@ -62,9 +62,7 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
             "extractor_validation_pipeline cannot re-rank yet: postprocessors come with a later release (issue 9). "
             "Set postprocessor to null."
         )
-    # the table shows them
-    metric_args = {"verbose": False, **(config.get("metric_args") or {})}
-    loaders, callbacks = validation_parts({**config, "metric_args": metric_args})
+    loaders, callbacks = validation_parts(config)
     has_logger = bool(config.get("logger") or config.get("log_images"))
     settings = {
         **parse_engine_params_from_config(config),
@@ -82,7 +80,7 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
         logs = trainer.validate(module, dataloaders=loaders, verbose=False)
     metrics = {each.name or "": each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
     if trainer.is_global_zero:
-        print_metrics_table(metrics)
+        print_metrics_table(joined_metrics_table(metrics))
         if config.get("run_dir"):
             write_metrics(config["run_dir"], metrics)
     return trainer, [dict(each) for each in logs]
@@ -182,5 +180,6 @@ def _metric(dataset: DatasetQueryGallery, args: Mapping[str, Any]) -> EmbeddingM
         "extra_keys": (dataset.paths_key, *dataset.bboxes_keys),
         "categories_key": dataset.categories_key,
         "sequence_key": dataset.sequence_key,
+        "verbose": False,  # the table of metrics shows them
     }
     return EmbeddingMetrics(**(of_data | dict(args)))
