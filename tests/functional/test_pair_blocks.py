@@ -1,5 +1,7 @@
 """Bounds of blocks against float64, and pairs found in them against a comparison of all."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oml.functional.pair_blocks import Block, PairBlocks, measured, near_columns, near_rows, nearness_within
+from oml.functional.ranks import relevant_ranks
+from oml.functional.search import exact_search
 
 
 def vectors(n: int, dim: int, scale: float, offset: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -122,5 +126,21 @@ def test_threads_give_the_same() -> None:
     try:
         assert torch.equal(all_blocks(PairBlocks(x, x, shape=(32, 64))), one)
         assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_threads_work_in_the_mode_of_who_calls(mode: Any) -> None:
+    x, labels = vectors(3000, 4, 1, 3, 0), torch.arange(3000) % 7
+    found = exact_search(x, x, 5)
+    ranks = relevant_ranks(x, x, labels, labels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with mode():
+            of_mode = x.clone()  # an inference tensor may be written to in that mode alone
+            assert torch.equal(exact_search(of_mode, of_mode, 5).ids, found.ids)
+            assert torch.equal(relevant_ranks(of_mode, of_mode, labels, labels).rank, ranks.rank)
     finally:
         torch.set_num_threads(before)

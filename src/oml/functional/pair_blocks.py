@@ -337,7 +337,14 @@ def in_threads(work: Callable[[S], T], parts: Sequence[S], device: torch.device)
     """``work(part)`` of each part, in order: on a CPU in as many threads as torch has, each with parts of its own.
 
     So threads wait for each other once, not in every operation, which takes long if the machine has more to do.
+    Whether gradients are on, and inference mode, hold for one thread each, and here for all.
     """
+    is_inference, has_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def work_alike(part: S) -> T:
+        with torch.inference_mode(is_inference), torch.set_grad_enabled(has_gradients):
+            return work(part)
+
     before = torch.get_num_threads()
     n_threads = min(before, len(parts)) if device.type == "cpu" else 1
     if n_threads <= 1:
@@ -345,7 +352,7 @@ def in_threads(work: Callable[[S], T], parts: Sequence[S], device: torch.device)
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, parts))
+            return list(pool.map(work_alike, parts))
     finally:
         torch.set_num_threads(before)
 
