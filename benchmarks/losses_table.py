@@ -18,11 +18,14 @@ COLUMNS = {"few": "Glyphs, 32 px", "objects": "objects, 64 px"}
 
 def losses(runs: Sequence[Run]) -> str:
     """A row per loss, the best first."""
-    by_name: defaultdict[str, list[Run]] = defaultdict(list)
+    by_rate: defaultdict[tuple[str, float], list[Run]] = defaultdict(list)
     for run in runs:
-        by_name[run["job"]["name"]].append(run)
+        by_rate[run["job"]["name"], run["job"]["criterion_lr_factor"]].append(run)
+    best: dict[str, list[Run]] = {}
+    for (name, _), of_rate in by_rate.items():
+        best[name] = max(best.get(name, of_rate), of_rate, key=lambda runs: runs[0]["map@r"]["mean"])
     rows = []
-    for name, of_name in by_name.items():
+    for name, of_name in best.items():
         cmc, maps = ([run[metric] for run in of_name] for metric in ("cmc@1", "map@r"))
         mean_map, low, high = (mean(each[key] for each in maps) for key in ("mean", "low", "high"))
         means = [each["mean"] for each in maps]
