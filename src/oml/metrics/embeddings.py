@@ -475,7 +475,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_query = torch.zeros(len(self.acc.storage[self.is_query_key]), dtype=torch.bool)
             is_query[chosen] = True
             rows = torch.searchsorted(chosen, results.query_ids[rows]).tolist()
-            results = self._retrieve(is_query, n_instances)
+            results = self._search(is_query, n_instances, self.on_missing)  # here alone: one process draws
         paths = [str(path) for path in self.acc.storage[PATHS_KEY]]
         if verbose:
             for query, row in zip(query_ids, rows, strict=True):

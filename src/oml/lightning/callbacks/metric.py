@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch.distributed as dist
 
 from oml.const import LOG_IMAGE_FOLDER
-from oml.interfaces.metrics import IBasicMetric, IMetricVisualisable
+from oml.ddp.patching import check_loaders_is_patched
+from oml.ddp.utils import get_world_size_safe, is_main_process
+from oml.interfaces.metrics import IBasicMetric, IMetricDDP, IMetricVisualisable
 from oml.lightning.loggers.figures import log_figure, takes_figures
 from oml.lightning.loggers.resilience import attempt
 
@@ -73,7 +76,7 @@ class MetricValCallback(pl.Callback):
         """Start afresh with the first batch."""
         if trainer.sanity_checking or dataloader_idx != self.loader_idx or batch_idx != 0:
             return
-        self._expected = self.samples_in_getitem * len(_loaders(trainer)[dataloader_idx].dataset)
+        self._expected = self.samples_in_getitem * self._n_entries(_loaders(trainer)[dataloader_idx])
         self._collected = 0
         self.metric.setup(num_samples=self._expected)
 
@@ -111,8 +114,12 @@ class MetricValCallback(pl.Callback):
         prefix = f"{self.name}/" if self.name else ""
         values = dict(_flat(self.metric.compute_metrics(), prefix))
         pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=self.name is None, batch_size=1)
-        if self.log_images:
+        if self.log_images and is_main_process():
             self._log_figures(pl_module.trainer, f"{LOG_IMAGE_FOLDER}/{prefix}")
+
+    def _n_entries(self, loader: Any) -> int:
+        """Of the data set, as many as come to this process."""
+        return len(loader.dataset)
 
     def _log_figures(self, trainer: pl.Trainer, folder: str) -> None:
         import matplotlib.pyplot as plt
@@ -128,8 +135,80 @@ class MetricValCallback(pl.Callback):
             f"{type(self.metric).__name__} expected {self._expected} items in the validation epoch and "
             f"{self._collected} came. Check samples_in_getitem ({self.samples_in_getitem}: items in one entry of the "
             "data set), and that the trainer limits neither limit_val_batches nor overfit_batches, and that "
-            "drop_last is off: metrics over a part of the data would mislead."
+            "drop_last is off: metrics over a part of the data would mislead. Of several processes that share the data "
+            "set, each sees a part: they need MetricValCallbackDDP and a metric such as EmbeddingMetricsDDP."
         )
+
+
+class MetricValCallbackDDP(MetricValCallback):
+    """The same for one process or several, each of which validates its share: all compute, and log, the same values.
+
+    A share has the same number of items in every process, those at the end twice; the metric is to count each once, as
+    :class:`oml.metrics.embeddings.EmbeddingMetricsDDP` does. Buffers, such as the running statistics of batch
+    normalisation, are those of rank 0 in all processes. Pictures are drawn by rank 0.
+
+    Args:
+        metric: what to compute.
+        args, kwargs: of :class:`MetricValCallback`.
+
+    Raises:
+        TypeError: if the metric is none for several processes.
+        RuntimeError: in training and validation, if a validation loader brings every process the whole data set.
+    """
+
+    metric: IMetricDDP
+
+    def __init__(self, metric: IMetricDDP, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(metric, IMetricDDP):
+            raise NoMetricDDPError(
+                "MetricValCallbackDDP needs a metric of several processes, an IMetricDDP such as EmbeddingMetricsDDP; "
+                f"{type(metric).__name__} is none."
+            )
+        super().__init__(metric, *args, **kwargs)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure that each process gets its share, if the loaders are there yet."""
+        if trainer.val_dataloaders is not None:
+            _check_shared_out(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure that each process gets its share."""
+        super().on_validation_start(trainer, pl_module)
+        _check_shared_out(trainer)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the buffers of rank 0: each process has had other batches in training."""
+        if get_world_size_safe() > 1:
+            for buffer in getattr(pl_module, "model", pl_module).buffers():
+                dist.broadcast(buffer, src=0)
+
+    def calc_and_log_metrics(self, pl_module: pl.LightningModule) -> None:
+        """Bring together what the processes have, then as in one."""
+        self.metric.sync()
+        super().calc_and_log_metrics(pl_module)
+
+    def _n_entries(self, loader: Any) -> int:
+        return -(-super()._n_entries(loader) // max(1, get_world_size_safe()))
+
+
+class NoMetricDDPError(TypeError, ValueError, AssertionError):
+    """A metric is none for several processes. Also an ``AssertionError``, which old callers catch."""
+
+
+def err_message_loaders_is_not_patched() -> str:
+    """What is wrong with loaders of which every process gets all, and what to do."""
+    return (
+        "MetricValCallbackDDP needs validation loaders of which each of several processes gets its share, and one here "
+        "is none of them. Let the module have its loaders, as ExtractorModuleDDP(loaders_train, loaders_val, ...), and "
+        "call trainer.fit(module) or trainer.validate(module) without loaders; or put them through "
+        "oml.ddp.patching.patch_dataloader_to_ddp in its val_dataloader(), when the group of processes is there. Set "
+        "use_distributed_sampler=False of the trainer: Lightning's own sampler takes the place of others."
+    )
+
+
+def _check_shared_out(trainer: pl.Trainer) -> None:
+    if get_world_size_safe() > 1 and not check_loaders_is_patched(_loaders(trainer)):
+        raise RuntimeError(err_message_loaders_is_not_patched())
 
 
 def _loaders(trainer: pl.Trainer) -> list[Any]:
