@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from tests.lightning.loggers import quiet, tiny_training
 
@@ -32,7 +33,12 @@ ARGS: dict[str, dict[str, Any]] = {
     "clearml": {"name": "mine", "offline": True},
     "csv": {},
     "mlflow": {"experiment_name": "mine"},
-    "neptune": {"project": "me/mine", "mode": "offline", "capture_hardware_metrics": False},
+    "neptune": {
+        "project": "me/mine",
+        "mode": "offline",
+        "capture_hardware_metrics": False,
+        "log_model_checkpoints": True,
+    },
     "tensorboard": {"save_dir": "."},
     "wandb": {"project": "mine", "offline": True},
 }
@@ -64,7 +70,8 @@ def trained(
         patch.chdir(project)
         logger = get_logger_by_cfg({"name": name, "args": ARGS[name]}, save_dir=run_dir)
         log_experiment(logger, CONFIG, run_dir, [table])
-        tiny_training(mock_root, logger, epochs=EPOCHS, log_images=True)
+        best = ModelCheckpoint(run_dir, "best", monitor="OVERALL/cmc/1", mode="max")
+        tiny_training(mock_root, logger, epochs=EPOCHS, log_images=True, callbacks=[best])
         finish(logger)
         yield Trained(name, run_dir, table, logger, resume_arguments(name, run_dir))
 
@@ -207,6 +214,7 @@ def read_neptune(trained: Trained) -> Seen:
     assert uploads["dataset"].file_path == str(trained.table)
     assert uploads["code"].file_globs == [str(trained.run_dir.parent / "project" / "train.py")]
     assert uploads["transforms_train"].ext == "yaml"
+    assert uploads["training/model/best"].file_path == str(trained.run_dir / "best.ckpt")
     return Seen(config, metrics, figures)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -28,6 +29,7 @@ class NeptuneLogger(Logger):
             else async.
         prefix: folder of metrics and hyper-parameters within the run.
         save_dir: where files wait until they are sent.
+        log_model_checkpoints: upload the best checkpoint, as ``<prefix>/model/best``, when the training ends.
         kwargs: further ones of ``neptune.init_run``, such as ``tags`` or ``capture_hardware_metrics``.
     """
 
@@ -40,9 +42,12 @@ class NeptuneLogger(Logger):
         mode: str | None = None,
         prefix: str = "training",
         save_dir: str | Path = ".",
+        log_model_checkpoints: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        self._log_model_checkpoints = log_model_checkpoints
+        self._best = ""
         self._save_dir = Path(save_dir)
         self._prefix = prefix
         self._with_id = with_id
@@ -94,6 +99,10 @@ class NeptuneLogger(Logger):
 
         self.experiment[self._path("hyperparams")] = stringify_unsupported(dict(params))
 
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        """Note which checkpoint is the best."""
+        self._best = getattr(checkpoint_callback, "best_model_path", "") or self._best
+
     @rank_zero_only
     def save(self) -> None:
         """Nothing to do: the client writes to disk what is logged, and sends it meanwhile."""
@@ -103,6 +112,8 @@ class NeptuneLogger(Logger):
         """Set ``<prefix>/status``. The run stays open, as validation may follow; it stops with the process."""
         if self._run is not None:
             self._run[self._path("status")] = status
+            if self._log_model_checkpoints and self._best:
+                self._run[self._path("model/best")].upload(self._best)
 
     def close(self) -> None:
         """Stop the run, once all is sent."""
