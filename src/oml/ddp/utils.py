@@ -70,19 +70,21 @@ def in_all_processes(work: Callable[[], T]) -> T:
     return done[0]
 
 
-def gather_rows(rows: Tensor) -> list[Tensor]:
+def gather_rows(rows: Tensor, only_to_main: bool = False) -> list[Tensor]:
     """The rows of all processes, by rank, on the CPU; every process of the group must call it, and gets all.
 
     They travel as bytes in chunks of 16 MiB, so besides the result little memory is needed, on the device too.
 
     Args:
         rows: [n, ...]; ``n`` may differ between processes and be 0, all else must agree.
+        only_to_main: let only the main process get them, others none, to save their memory.
     """
     sizes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(sizes, len(rows))
     width = math.prod(rows.shape[1:])
     mine = rows.detach().contiguous().reshape(len(rows), width).view(torch.uint8)  # which every backend takes
-    everyone = [mine.new_empty(size, mine.shape[1], device="cpu") for size in sizes]
+    takes = is_main_process() or not only_to_main
+    everyone = [mine.new_empty(size, mine.shape[1], device="cpu") for size in sizes if takes]
     step = max(1, _CHUNK_BYTES // max(1, mine.shape[1]))
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     for start in range(0, max(sizes), step):
@@ -91,7 +93,7 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
         sent[: len(mine[part])] = mine[part]
         received = [torch.empty_like(sent) for _ in sizes]
         dist.all_gather(received, sent)
-        for target, source in zip(everyone, received, strict=True):
+        for target, source in zip(everyone, received, strict=takes):
             target[part] = source[: len(target[part])]
     return [each.view(rows.dtype).reshape(len(each), *rows.shape[1:]) for each in everyone]
 
