@@ -157,25 +157,27 @@ _ORDER = sorted(ENTRIES, key=lambda name: (name not in _FIRST, name in _LAST))
 def _jobs(done: dict[str, Any], quick: bool) -> Iterator[tuple[str, Job]]:
     """What is still to do and its group, in an order of which each part says something when it is stopped."""
     names = _ORDER[:: len(_ORDER) // 3] if quick else _ORDER
-    settings = LOSSES | ({"steps": 2, "n_unseen": 20} if quick else {})
+    settings: dict[str, Any] = LOSSES | ({"steps": 2, "n_unseen": 20} if quick else {})
     early = [name for name in names if name not in _LAST]
     for name in early:
         yield "losses", Job(name, ENTRIES[name][1], **settings)
     for name in () if quick else [name for name in early if name in _WITH_PROXIES]:
-        other = OTHER_RATE[ENTRIES[name][0]]
-        yield "losses", Job(name, ENTRIES[name][1], **settings | {"criterion_lr_factor": other})
+        other: dict[str, Any] = settings | {"criterion_lr_factor": OTHER_RATE[ENTRIES[name][0]]}
+        yield "losses", Job(name, ENTRIES[name][1], **other)
     for best in _best(done):
         for seed in SEEDS[1:]:
             yield "losses", best._replace(seed=seed)
+    for name in () if quick else _FIRST[:4]:
+        yield "many", Job(name, ENTRIES[name][1], data="many", **settings)
     for name in names[len(early) :]:
         yield "losses", Job(name, ENTRIES[name][1], **settings)
+    for name in () if quick else [*_FIRST[:3], "supcon, bank", "info_nce"]:
+        yield "objects", Job(name, ENTRIES[name][1], **RECIPES[1])
     for base in () if quick else RECIPES:
         for change in CHANGES:
             config = {"name": "supcon", "args": {"temperature": change.get("temperature", 0.1)}}
             changed = {key: value for key, value in change.items() if key != "temperature"}
             yield "recipe", Job("supcon", config, **{**base, **changed})
-    for name in () if quick else _FIRST[:4]:
-        yield "many", Job(name, ENTRIES[name][1], data="many", **settings)
 
 
 def _best(done: dict[str, Any]) -> list[Job]:

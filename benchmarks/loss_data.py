@@ -6,6 +6,7 @@ piece of a photograph. What holds for a drawn character and for these may hold e
 """
 
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ def _few(df: DataFrame, seed: int) -> DataFrame:
     return df[df["label"].isin(labels)].sort_values("label", kind="stable")
 
 
-def _read(root, df: DataFrame) -> Tensor:
+def _read(root: Path, df: DataFrame) -> Tensor:
     return torch.stack([imread_tensor(root / path) for path in df["path"]])
 
 
@@ -106,7 +107,7 @@ def _toy(rng: Generator) -> Image.Image:
 def _view(toy: Image.Image, photographs: list[Image.Image], rng: Generator) -> Image.Image:
     photograph = photographs[rng.integers(len(photographs))]
     side = int(rng.integers(60, 300))
-    left, top = rng.integers(0, photograph.width - side), rng.integers(0, photograph.height - side)
+    left, top = int(rng.integers(photograph.width - side)), int(rng.integers(photograph.height - side))
     view = photograph.resize((_DRAWN, _DRAWN), box=(left, top, left + side, top + side))
     angle, scale, shear = rng.uniform(-0.5, 0.5), rng.uniform(0.65, 1.1), rng.uniform(-0.3, 0.3)
     c, s = scale * np.cos(angle), scale * np.sin(angle)

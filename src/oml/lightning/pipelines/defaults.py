@@ -31,7 +31,7 @@ from oml.models.zoo import find_entry
 ARCH = "efficientnet_lite0"
 BATCH_SIZE = 64
 MAX_INSTANCES = 4
-LR = 0.003
+LR = 0.004
 N_PASSES = 10  # each label's turns
 N_VALIDATIONS = 5
 CACHE_BYTES = 2**30
