@@ -6,16 +6,21 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from oml.const import EMBEDDINGS_KEY, INPUT_TENSORS_KEY, LABELS_KEY
+from oml.ddp.global_batch import global_batch as of_all_processes
+from oml.ddp.sharded_classes import clip_norm_with_shards, gather_shards, shard_classes, take_shards
+from oml.ddp.utils import get_world_size_safe, is_main_process
 from oml.interfaces.models import IExtractor, IFreezable
 from oml.lightning.modules.ddp import ModuleDDP
 
 _MEAN_LOSS_KEY = "mean_loss"  # in checkpoints
+_LENGTH_KEYS = {"total_steps", "_schedule_phases"}  # in the state of OneCycleLR
 _BAR_SECONDS = 0.2  # how old the loss in a progress bar may be
 
 
@@ -37,10 +42,17 @@ class _Mean(Metric):
         self.n = self.n + n
 
     def go_on_from(self, total: Tensor | None = None, n: Tensor | None = None) -> None:
-        """Take over a state; without one, start afresh."""
+        """Take over a state, of all processes together; without one, start afresh."""
         self.reset()
         if total is not None and n is not None:
             self.total, self.n = total.to(self.total), n.to(self.n)
+
+    def of_all_processes(self) -> dict[str, Tensor]:
+        """The state, summed over processes; each has to call it."""
+        both = torch.stack([self.total, self.n])
+        if get_world_size_safe() > 1:
+            dist.all_reduce(both)
+        return {"total": both[0], "n": both[1]}
 
     def compute(self) -> Tensor:
         """The mean of all items."""
@@ -72,6 +84,11 @@ class ExtractorModule(pl.LightningModule):
         scheduler_monitor_metric: what a scheduler such as ``ReduceLROnPlateau`` watches.
         freeze_n_epochs: so many epochs the extractor, which is to be an ``IFreezable`` such as ``ExtractorWithMLP``, is
             frozen, and then no longer; 0 leaves it as it is. :class:`FreezingSchedule` can do more.
+        global_batch: let the loss of each of several processes see the batches of all, as if one process had them, see
+            :func:`oml.ddp.global_batch.global_batch`. Otherwise each has a loss of its own batch.
+
+    Several processes keep what the criterion remembers apart, such as the banks of miners, and leave proxies alone that
+    are shared out, see :func:`oml.ddp.sharded_classes.shard_classes`.
 
     Raises:
         ValueError: if an extractor is to be frozen that cannot be, or ``ReduceLROnPlateau`` has nothing to watch.
@@ -90,6 +107,7 @@ class ExtractorModule(pl.LightningModule):
         embeddings_key: str = EMBEDDINGS_KEY,
         scheduler_monitor_metric: str | None = None,
         freeze_n_epochs: int = 0,
+        global_batch: bool = False,
     ) -> None:
         super().__init__()
         if freeze_n_epochs and not isinstance(extractor, IFreezable):
@@ -114,12 +132,21 @@ class ExtractorModule(pl.LightningModule):
         self.embeddings_key = embeddings_key
         self.monitor_metric = scheduler_monitor_metric
         self.freeze_n_epochs = freeze_n_epochs
+        self.global_batch = global_batch
+        self._sharded: list[str] = []
         self._mean_loss = _Mean()
         self._last_log = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings."""
         return self.model(x)
+
+    def setup(self, stage: str) -> None:
+        """Of several processes, keep apart what is each one's own."""
+        if get_world_size_safe() > 1 and self.criterion is not None:
+            self._sharded = shard_classes(self)
+            own = [f"criterion.{name}" for name, _ in self.criterion.named_buffers()]
+            self._ddp_params_and_buffers_to_ignore = [*self._sharded, *own]  # by DistributedDataParallel
 
     def on_train_start(self) -> None:
         """Freeze or unfreeze: a run that resumes in the midst of an epoch has no start of this epoch."""
@@ -142,7 +169,10 @@ class ExtractorModule(pl.LightningModule):
         if self.criterion is None:
             raise ValueError("ExtractorModule needs a criterion to train; it was built without one.")
         embeddings = self.model(batch[self.input_tensors_key])
-        loss = self.criterion(embeddings, batch[self.labels_key])
+        seen = embeddings, batch[self.labels_key]
+        if self.global_batch and not self._sharded:  # losses with shared-out proxies gather themselves
+            seen = of_all_processes(*seen)
+        loss = self.criterion(*seen)
 
         prefix = f"{name}_" if (name := getattr(self.criterion, "criterion_name", "")) else ""
         size, on_bar, is_due = len(embeddings), self._has_bar(), self._is_due(batch_idx)
@@ -183,15 +213,39 @@ class ExtractorModule(pl.LightningModule):
         return {"optimizer": self.optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the mean loss of the epoch has taken in so far."""
-        checkpoint[_MEAN_LOSS_KEY] = {"total": self._mean_loss.total, "n": self._mean_loss.n}
+        """Keep what the mean loss of the epoch has taken in so far, and the proxies of all processes."""
+        checkpoint[_MEAN_LOSS_KEY] = self._mean_loss.of_all_processes()
+        if self._sharded:
+            gather_shards(self, self.optimizer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the state of the criterion, if there is none here: embeddings do not need it."""
-        self._mean_loss.go_on_from(**checkpoint.get(_MEAN_LOSS_KEY, {}))
+        """Leave out the state of the criterion, if there is none here: embeddings do not need it.
+
+        Of a ``OneCycleLR`` that is longer or shorter than it was, the length of today counts, as of a run that goes on
+        for more epochs.
+        """
+        if self.scheduler is not None:
+            own = {key: value for key, value in self.scheduler.state_dict().items() if key in _LENGTH_KEYS}
+            for state in checkpoint.get("lr_schedulers", ()):
+                state.update(own)
+        self._mean_loss.go_on_from(**(checkpoint.get(_MEAN_LOSS_KEY, {}) if is_main_process() else {}))
+        if self._sharded:
+            take_shards(self, self.optimizer, checkpoint)
         if self.criterion is None:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("criterion.")}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the trainer is asked to; the norm is that of the proxies of all processes too."""
+        if self._sharded and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            clip_norm_with_shards(self, optimizer, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _has_bar(self) -> bool:
         """Whether there is a progress bar: for its values Lightning waits for the device at every step."""
