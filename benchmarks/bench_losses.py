@@ -48,6 +48,7 @@ CHANGES: list[dict[str, Any]] = [
     {"augs": "affine+jitter"},
     {"steps": 250},
     {"steps": 250, "augs": "affine+jitter"},
+    {"steps": 400, "augs": "weak_crop"},
 ]
 LOSSES: dict[str, Any] = {"lr": 3e-3, "criterion_lr_factor": 10.0, "steps": 60, "side": 32, "n_unseen": 1000}
 

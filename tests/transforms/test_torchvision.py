@@ -10,6 +10,7 @@ from oml.const import MEAN, MEAN_CLIP, STD, STD_CLIP
 from oml.registry.transforms import TRANSFORMS_TORCH, get_transforms
 from oml.transforms.images.torchvision import (
     Normalise,
+    get_augs_crop,
     get_augs_hypvit,
     get_augs_torch,
     get_normalisation_resize_hypvit,
@@ -131,6 +132,14 @@ def test_augs_torch_mirrors_half_of_the_time() -> None:
         assert torch.equal(sample, plain) != torch.equal(sample, plain.flip(2))
         mirrored += torch.equal(sample, plain.flip(2))
     assert 30 <= mirrored <= 70
+
+
+def test_augs_crop_shows_most_of_it_and_never_a_mirror_image() -> None:
+    ramp = torch.arange(100, dtype=torch.uint8).expand(3, 100, 100)
+    for _ in range(20):
+        row = get_augs_crop(50, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))(ramp)[0, 25] * 255
+        assert row[-1] - row[0] > 80  # a side is 0.84 of the image at least
+    assert not torch.equal(*(get_augs_crop(50)(ramp) for _ in range(2)))
 
 
 def test_augs_hypvit_shows_a_part() -> None:

@@ -14,6 +14,7 @@ from oml.transforms.images.albumentations import (
     get_normalisation_resize_albu_clip,
 )
 from oml.transforms.images.torchvision import (
+    get_augs_crop,
     get_augs_hypvit,
     get_augs_torch,
     get_normalisation_resize_hypvit,
@@ -37,6 +38,7 @@ TRANSFORMS_ALBU = Registry(
 TRANSFORMS_TORCH = Registry(
     "transform",
     {
+        "augs_crop_torch": get_augs_crop,
         "augs_hypvit_torch": get_augs_hypvit,
         "augs_torch": get_augs_torch,
         "norm_resize_hypvit_torch": get_normalisation_resize_hypvit,

@@ -93,7 +93,7 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
         "dataframe_name": table.name if table.parent == root else str(table.resolve()),
         "cache_size": CACHE_BYTES,
         "num_workers": 0 if n_cores <= 2 else min(8, n_cores // 2),
-        "transforms_train": {"name": "norm_resize_torch", "args": pixels},
+        "transforms_train": {"name": "augs_crop_torch", "args": pixels},
         "transforms_val": {"name": "norm_resize_torch", "args": pixels},
         "sampler": {"name": "balance", "args": {"n_labels": n_labels, "n_instances": n_instances}},
         "bs_val": 2 * BATCH_SIZE,

@@ -199,6 +199,17 @@ def get_augs_hypvit(
     return _compose([crop, v2.RandomHorizontalFlip()], mean, std)
 
 
+def get_augs_crop(
+    im_size: int = 224, min_scale: float = 0.8, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> v2.Compose:
+    """Most of the image as a square of ``im_size`` pixels (bilinear), never mirrored; normalised.
+
+    The part covers between ``min_scale`` and all of the area, and its sides are in a ratio of 9:10 to 10:9.
+    """
+    crop = v2.RandomResizedCrop(im_size, scale=(min_scale, 1.0), ratio=(0.9, 1 / 0.9), antialias=True)
+    return _compose([crop], mean, std)
+
+
 def _compose(steps: Sequence[v2.Transform], mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
     return v2.Compose([ToRGBImage(), *steps, Normalise(mean, std)])
 
