@@ -18,6 +18,7 @@ Oml = Callable[..., tuple[int, str, str]]
 def test_show_prints_a_config_that_can_be_used(oml: Oml, here: Path) -> None:
     code, shown, errors = oml("config", "show", "tiny.yaml", "optimizer.args.lr=0.5", "ema_decay=0.9")
     assert (code, errors) == (0, "")
+    assert f"\n# {TRAINING.fields['optimizer'].help}\noptimizer:\n  name: sgd\n" in shown
     own, defaults = shown.split("\n# left out, so at the defaults of a training config\n")
     config = yaml.safe_load(own)
     assert config["optimizer"] == {"name": "sgd", "args": {"lr": 0.5}}
@@ -56,7 +57,9 @@ def test_show_leaves_out_what_only_other_fields_needed(oml: Oml, here: Path) -> 
 
 def test_show_what_is_missing_as_it_is(oml: Oml, here: Path) -> None:
     Path("a.yaml").write_text("weights: ???\nextractor: {name: vit, args: {weights: '${weights}'}}\ndata_dir: x")
-    assert oml("config", "show", "a.yaml")[1].startswith("weights: ???\nextractor:\n  name: vit\n")
+    shown = oml("config", "show", "a.yaml")[1]
+    assert shown.startswith("weights: ???\n#")
+    assert "\nextractor:\n  name: vit\n" in shown
     assert "weights: w.ckpt\n" in oml("config", "show", "a.yaml", "weights=w.ckpt")[1]
 
 

@@ -107,6 +107,18 @@ def test_what_fails_before_anything_is_written_leaves_nothing(oml: Oml, here: Pa
 
 
 @pytest.mark.slow
+def test_runs_of_one_name_that_begin_in_one_second(oml: Oml, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    for _ in range(2):
+        code, _, errors = oml("train", "tiny.yaml")
+        assert code == 0, errors
+    assert {run.name for run in Path("runs").iterdir()} == {"tiny-now", "tiny-now-2"}
+    Path("bad.ckpt").write_text("no weights\n")
+    assert oml("train", "tiny.yaml", "extractor.args.weights=bad.ckpt")[0] == 2
+    assert {run.name for run in Path("runs").iterdir()} == {"tiny-now", "tiny-now-2"}
+
+
+@pytest.mark.slow
 def test_a_sweep(here: Path) -> None:
     done = process("train", "tiny.yaml", "-m", "optimizer=sgd,adam", "seed=1,2", "hydra.sweep.dir=all")
     assert done.returncode == 0, done.stderr

@@ -98,6 +98,16 @@ def test_known_fields_need_no_plus(write: Write) -> None:
     assert "did you mean optimizer.args.lr or" in line
 
 
+def test_null_in_the_place_of_a_group(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = write("defaults: [sampler: balance, _self_]\nseed: 1")
+    assert plain(compose(config, ["sampler=null"])) == {"sampler": None, "seed": 1}
+    assert plain(compose(config, ["+logger=null"]))["logger"] is None
+    jobs: list[Any] = []
+    multirun(config, ["sampler=null,balance"], lambda job: jobs.append(job.sampler))
+    assert [job and job.name for job in jobs] == [None, "balance"]
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "expected"),
     [
@@ -110,8 +120,9 @@ def test_known_fields_need_no_plus(write: Write) -> None:
         ("defaults: [recipes/glyfs]", [], "Could not load 'recipes/glyfs'; did you mean glyphs?"),
         ("hydra: {searchpath: [pkg://oml.nope]}", [], "path=oml.nope is not available."),
         ("hydra: {jobb: 1}", [], "composing config: Key 'jobb' not in 'HydraConf'"),
-        ("seed: 5", ["seed=[1"], "the override 'seed=[1' is not understood, write key=value: no viable alternative"),
-        ("seed: 5", ["seed"], "the override 'seed' is not understood, write key=value: missing EQUAL at"),
+        ("seed: 5", ["seed=[1"], "the override 'seed=[1' is not understood, write key=value, or key='value' for"),
+        ("seed: 5", ["seed"], "the override 'seed' is not understood, write key=value, or key='value' for"),
+        ("seed: 5", ["sampler=nope"], "Could not find 'sampler/nope'; there are balance, category_balance, "),
         ("seed: 5", ["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
         ("seed: 5", ["+seed=2"], "Could not append to config. An item is already at 'seed'."),
         ("seed: 5", ["~sed"], "Could not delete from config. 'sed' does not exist."),

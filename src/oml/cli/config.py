@@ -3,7 +3,7 @@
 import re
 from contextlib import suppress
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ For = Annotated[Purpose | None, typer.Option("--for", help="What it is for; by d
 def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug: Debug = False) -> None:  # noqa: ARG001 (see main)
     """Print a config as a pipeline gets it: composed and resolved, and after that the defaults of what it leaves out.
 
-    What is printed is a config too. It is not checked.
+    Above each field is what it is for. What is printed is a config too. It is not checked.
 
     Examples:
 
@@ -57,16 +57,22 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
         OmegaConf.resolve(composed.config)
         for name in referred_to & set(composed.config) - fields_of():
             del composed.config[name]  # without which it is complete now
-    typer.echo(OmegaConf.to_yaml(composed.config).rstrip())
+    fields = composed.pipeline.fields
     left_out = {
-        name: field
-        for name, field in composed.pipeline.fields.items()
+        name: field.default
+        for name, field in fields.items()
         if name not in composed.config and field.default is not REQUIRED
     }
+
+    def print_fields(values: Any) -> None:
+        for name, value in values.items():
+            meaning = f"# {fields[name].help}\n" if name in fields else ""
+            typer.echo(f"{meaning}{OmegaConf.to_yaml({name: value}).rstrip()}")
+
+    print_fields(OmegaConf.to_container(composed.config))
     if left_out:
         typer.echo(f"\n# left out, so at the defaults of a {composed.pipeline.name} config")
-    for name, field in left_out.items():
-        typer.echo(f"# {field.help}\n{OmegaConf.to_yaml({name: field.default}).rstrip()}")
+    print_fields(left_out)
 
 
 @config.command()

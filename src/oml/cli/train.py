@@ -136,7 +136,8 @@ def _run_folder(config: "DictConfig", of_hydra: str | None, name: str) -> Iterat
             with tempfile.TemporaryFile(dir=folder):
                 pass
         else:
-            made[0] = folder = new_folder(folder.parent, folder.name)
+            folder = new_folder(folder.parent, folder.name)
+            made = [folder, *(path for path in made if path in folder.parents)]
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"cannot write to {str(folder)!r}: {reason}. Name another folder by run_dir=...") from error

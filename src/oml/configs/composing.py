@@ -171,11 +171,13 @@ def _told() -> Iterator[None]:
         raise ConfigError(f"{at}{error.problem}.") from error
     except OverrideParseException as error:
         text = [line for line in error.message.splitlines() if not line.startswith(("Error parsing", "See "))]
-        raise ConfigError(f"the override {error.override!r} is not understood, write key=value: {text[0]}.") from error
+        how = "write key=value, or key='value' for one with commas, equals signs and the like"
+        raise ConfigError(f"the override {error.override!r} is not understood, {how}: {text[0]}.") from error
     except MissingConfigException as error:
-        near = get_close_matches(str(error.missing_cfg_file).rpartition("/")[2], error.options or recipe_names())
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(f"{_first_line(error)}{hint or '.'}") from error
+        options = list(error.options or recipe_names())
+        near = get_close_matches(str(error.missing_cfg_file).rpartition("/")[2], options)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
+        raise ConfigError(f"{_first_line(error)}; {hint}") from error
     except (HydraException, OmegaConfBaseException, UserWarning) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         key = f"{cause.full_key}: " if getattr(cause, "full_key", None) else ""  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,7 +9,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from oml.configs.composing import ConfigError
 
@@ -35,7 +35,10 @@ class LenientLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """See Hydra. An override that it refuses for its key is made one that it takes, or becomes a finding."""
-        overrides, findings = list(overrides), []
+        gone = {each.partition("=")[0].lstrip("+") for each in overrides if each.endswith("=null")}
+        gone = {name for name in gone if self.repository.group_exists(name)}  # of groups, Hydra takes no null
+        overrides = [each for each in overrides if each.partition("=")[0].lstrip("+") not in gone]
+        findings = []
         while True:
             try:
                 config = super().load_configuration(
@@ -61,6 +64,8 @@ class LenientLoader(ConfigLoaderImpl):
                 continue
             if findings:
                 raise ConfigError(findings)
+            with open_dict(config):
+                config.update(dict.fromkeys(gone))
             return config
 
     def _instead(self, base: DictConfig, group: str, override: str) -> list[str]:

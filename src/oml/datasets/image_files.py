@@ -103,7 +103,7 @@ class ImageFiles:
                 raise  # it is not the file's fault
             raise UnreadableImageError(
                 f"{self._owner} cannot read the image of row {self._rows[idx]}, {self._paths[idx]}: "
-                f"{' '.join(str(error).split())}. Replace the file, or take the row out of the table."
+                f"{' '.join(str(error).split())}. Replace the file, or leave it out."
             ) from error
 
     def _shrunk(self, reader: ShrinkingReader, content: bytes, idx: int) -> Decoded:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
 from inspect import Parameter, formatannotation, signature
 from pathlib import PurePath
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from torch import Tensor, nn
 
 _NOT_NAMED = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-_IN_CODE = (Tensor, nn.Module)  # what no text or number of a config can stand for
+_IN_CODE = (Tensor, nn.Module, timedelta)  # what no text or number of a config can stand for
 
 
 def parameters_of(constructor: Callable[..., Any]) -> dict[str, Parameter]:

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
+from operator import ge, le
 from pathlib import Path
 from typing import Any, get_args
 
@@ -175,9 +177,10 @@ class _Check:
             text = f"{wanted}: {field.help}; got {value!r}." if is_mapping else misfit(value, field.type)
             self.problems.append(f"{place}: needs {text}")
             return False
-        if field.least is not None and value is not None and value < field.least:
-            self.problems.append(f"{place}: must be {field.least} or more; got {value}.")
-            return False
+        for limit, is_kept, word in ((field.least, ge, "more"), (field.most, le, "less")):
+            if limit is not None and value is not None and not is_kept(value, limit):
+                self.problems.append(f"{place}: must be {limit} or {word}; got {value}.")
+                return False
         return True
 
     def _make_paths_absolute(self) -> None:
@@ -244,11 +247,14 @@ class _Check:
                 problems += agreement.freezing_problems(good, extractor)
         if good.get("criterion"):
             n_labels = None if facts is None else facts.train.df[LABELS_COLUMN].nunique()
+            given = deepcopy(good["criterion"])
             sizes = agreement.size_problems(_with_args(good["criterion"]), n_labels, dim)
             if self._is_right("criterion") and not sizes:
                 criterion = agreement.build_criterion(problems, good["criterion"], facts)
                 self.criterion_name = None if criterion is None else getattr(criterion, "criterion_name", "")
             problems += sizes
+            if dim is None:  # some networks cannot be made of shapes alone: their training fills it in
+                self.config["criterion"] = given
         for name in _TRANSFORMS:
             if self._is_right(name):
                 tried(problems, name, lambda name=name: REGISTRIES["transforms"].build(good[name]))

@@ -47,7 +47,7 @@ def machine_problems(config: Mapping[str, Any], one_device: bool) -> list[str]:
         return problems
     name, devices = engine["accelerator"], engine["devices"]
     kinds = ("cuda", "mps") if name == "gpu" else (name,)
-    kind = next((kind for kind in kinds if AcceleratorRegistry.get(kind).is_available()), None)
+    kind = next((kind for kind in kinds if AcceleratorRegistry[kind]["accelerator"].is_available()), None)
     if kind is None:
         return [f"accelerator: this machine has no {name}. It has accelerator=cpu."]
     ids = list(range(devices)) if isinstance(devices, int) else devices
@@ -85,8 +85,12 @@ def _not_for_users(args: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: set the field {field} instead."
         elif field == "":
             yield f"{name}: is up to the pipeline."
-    if args.get("limit_val_batches") not in (None, 1.0) or args.get("overfit_batches") not in (None, 0, 0.0):
+    limit = args.get("limit_val_batches")  # 1 is one batch, 1.0 are all
+    is_limited = limit is not None and (limit != 1 or isinstance(limit, int))
+    if is_limited or args.get("overfit_batches") not in (None, 0, 0.0):
         yield "limit_val_batches, overfit_batches: metrics of a part of the validation would mislead, leave them out."
+    if args.get("fast_dev_run"):
+        yield "fast_dev_run: there would be neither checkpoints nor metrics, take max_steps: 1 instead."
     if args.get("enable_checkpointing") is False:
         yield "enable_checkpointing: the best and the last checkpoint are kept in any case, so leave it out."
 

@@ -34,7 +34,7 @@ class Field(NamedTuple):
         type: annotation of its values, as in a signature.
         help: what it is for, in a line.
         default: its value if it is left out; ``REQUIRED`` if it must not be.
-        least: the smallest number that it may be.
+        least, most: the smallest and the largest number that it may be.
         group: if it is a config ``{name, args}``: its folder of packaged configs, such as ``criterion``.
         fields: if it is a mapping with fields of its own: those.
     """
@@ -45,6 +45,7 @@ class Field(NamedTuple):
     least: int | None = None
     group: str | None = None
     fields: "Mapping[str, Field] | None" = None
+    most: int | None = None
 
 
 class Pipeline(NamedTuple):
@@ -139,7 +140,7 @@ TRAINING = Pipeline(
         ),
         "criterion_lr_factor": Field(float, "the criterion's parameters learn at lr times this", 1.0, least=0),
         "ema_decay": Field(
-            float | None, "of the moving average of weights that is validated and kept; null: none", None
+            float | None, "of the moving average of weights that is validated and kept; null: none", None, 0, most=1
         ),
         "early_stopping": Field(
             Mapping | None,
