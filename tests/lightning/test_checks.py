@@ -260,6 +260,8 @@ def test_a_valid_config_has_no_problems(pipeline: Pipeline, kind: Any, root: Pat
         ({"ema_decay": 1.5}, ["^ema_decay: must be 1 or less; got 1.5"]),
         ({"lightning_trainer_extra_args": {"limit_val_batches": 2}},
          ["^lightning_trainer_extra_args.limit_val_batches, .* of a part of the validation would mislead"]),
+        ({"lightning_trainer_extra_args": {"fast_dev_run": True}},
+         ["^lightning_trainer_extra_args.fast_dev_run: .* neither checkpoints nor metrics, take max_steps: 1 instead"]),
         ({"lightning_trainer_extra_args": {"gradient_clip_algorithm": "clip"}},
          ["^lightning_trainer_extra_args: .*gradient_clip_algorithm.*clip"]),
         ({"resume": "runs/none"}, ["^resume: there is neither a run's folder nor a checkpoint at '.*runs/none'"]),

@@ -156,12 +156,37 @@ def test_sizes_of_the_criterion_come_from_the_data(train: Train) -> None:
         assert state(report.best)["state_dict"]["criterion.weight"].shape == (4, 16)
 
 
+def test_sizes_of_the_criterion_come_from_extractors_that_the_checks_cannot_make(train: Train) -> None:
+    report = train(extractor={"name": f"{__package__}.tiny.ReadsNumbers"}, criterion=entity("arcface"), max_epochs=1)
+    assert state(report.best)["state_dict"]["criterion.weight"].shape == (4, 8)
+
+
 def test_a_run_that_is_over_resumes_to_the_same_report(train: Train) -> None:
     report = train()
     before = state(report.last)["state_dict"]
     assert train(resume=str(report.run)) == report
     after = state(report.last)["state_dict"]
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("max_epochs", [2, 3])
+def test_a_run_goes_on_in_another_folder(max_epochs: int, train: Train, tmp_path: Path) -> None:
+    report, other = train(), tmp_path / "other"
+    again = train(resume=str(report.last), run_dir=str(other), max_epochs=max_epochs)
+    assert again.run == other
+    assert all(file.is_relative_to(other) and file.is_file() for file in again.files.values())
+    assert state(again.last)["global_step"] == 2 * max_epochs
+    assert again.score >= report.score
+    assert (other / "metrics.json").is_file()
+
+
+def test_a_run_that_goes_on_for_longer_has_the_schedule_of_the_longer_run(train: Train, tmp_path: Path) -> None:
+    one_cycle = {"scheduling": {"scheduler": entity("one_cycle"), "scheduler_interval": "step"}}
+    first, whole = train(**one_cycle), train(**one_cycle, max_epochs=4, run_dir=str(tmp_path / "whole"))
+    rates = log_of(whole)["lr"].dropna().tolist()
+    assert log_of(first)["lr"].dropna().tolist() != rates[:4]
+    resumed = log_of(train(**one_cycle, max_epochs=4, resume=str(first.run)))["lr"].dropna().tolist()
+    assert resumed[5:] == rates[5:]  # the first of its steps has the rate that was saved
 
 
 def test_a_run_without_a_checkpoint_starts_again(train: Train, tmp_path: Path) -> None:
@@ -307,6 +332,19 @@ def test_the_end_of_a_run_is_validated(
     assert state(report.last)["global_step"] == steps[-1]
 
 
+def test_a_loss_is_watched_where_there_is_a_validation(train: Train) -> None:
+    """So that ``metrics.csv`` is of ``best.ckpt``."""
+    watched = {"metric_for_checkpointing": "triplet_loss_epoch", "valid_period": 2, "optimizer": entity("sgd", lr=0.0)}
+    report = train(**watched, max_epochs=5)
+    log = log_of(report).groupby("epoch").max()
+    assert log.index[log["OVERALL/cmc/1"].notna()].tolist() == [1, 3, 4]
+    assert report.score == pytest.approx(log["triplet_loss_epoch"][[1, 3, 4]].min())
+    assert state(report.best)["epoch"] == log["triplet_loss_epoch"][[1, 3, 4]].idxmin()
+    assert (report.run / "metrics.csv").is_file()
+    report = train(**watched, max_epochs=9, early_stopping={"patience": 1, "min_delta": 9.0})
+    assert state(report.last)["epoch"] == 3
+
+
 def test_a_run_that_is_out_of_time_is_validated(train: Train) -> None:
     report = train({"max_time": {"seconds": 1}}, max_epochs=1000, valid_period=1000)
     log = log_of(report)
@@ -335,6 +373,9 @@ def test_several_devices_are_refused(train: Train, tmp_path: Path) -> None:
 def test_a_wrong_config_leaves_nothing(train: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bs_valid"):
         train(bs_valid=8)
-    with pytest.raises((ConfigError, FileNotFoundError), match="no_run"):
+    with pytest.raises(ConfigError, match="no_run"):
         train(resume=str(tmp_path / "no_run"))
+    for limit in (0, 0.1):
+        with pytest.raises(ValueError, match=rf"limit_train_batches={limit} leaves none of the 2 batches of an epoch"):
+            train({"limit_train_batches": limit})
     assert not (tmp_path / "run").exists()

@@ -28,3 +28,11 @@ class Tiny(IExtractor):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class ReadsNumbers(Tiny):
+    """Cannot be made of shapes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = torch.linspace(0, 1, 3)[1].item()

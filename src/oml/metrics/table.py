@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import Console
 
+METRICS_FILES = ("metrics.csv", "metrics.json")  # of write_metrics
 _FEW_LABELS = 30  # with fewer, bootstrap intervals are too narrow
 _MOST_ROWS = 60  # on a terminal
 _HOW = "percentile bootstrap over queries, whole labels resampled; none for metrics without a value per query"
@@ -82,12 +83,13 @@ def write_metrics(run_dir: Path | str, metrics: Mapping[str, EmbeddingMetrics]) 
         metrics: name -> what computed them; the main table is called ``""``.
     """
     table = joined_metrics_table(metrics)
-    with atomic_path(Path(run_dir) / "metrics.csv") as file:
+    csv, as_json = (Path(run_dir) / name for name in METRICS_FILES)
+    with atomic_path(csv) as file:
         table.to_csv(file, index=False)
     numbers = table[["mean", "low", "high", "n_queries", "n_labels"]].astype(object)
     numbers = numbers.where(numbers.notna(), None).to_dict("records")
     content = {"intervals": f"95 %: {_HOW}", "metrics": dict(zip(_names(table), numbers, strict=True))}
-    with atomic_path(Path(run_dir) / "metrics.json") as file:
+    with atomic_path(as_json) as file:
         file.write_text(json.dumps(content, indent=2) + "\n")
     return table
 
@@ -97,7 +99,7 @@ def read_metrics(run_dir: Path | str) -> "DataFrame":
     from pandas import read_csv
 
     return read_csv(
-        Path(run_dir) / "metrics.csv", dtype={"k": str}, keep_default_na=False, na_values={"low": "", "high": ""}
+        Path(run_dir) / METRICS_FILES[0], dtype={"k": str}, keep_default_na=False, na_values={"low": "", "high": ""}
     )
 
 

@@ -43,10 +43,17 @@ def is_of_training(monitor: str) -> bool:
     return "/" not in monitor
 
 
+def is_validated(trainer: pl.Trainer) -> bool:
+    """Whether this epoch has a validation."""
+    every = trainer.check_val_every_n_epoch
+    return every is None or (trainer.current_epoch + 1) % every == 0
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``, the checkpoint of the validation with the best value of a metric; of equals the first.
 
-    A value that is not a number is never better than a number. In a run that resumes, also in a folder that was moved
+    A loss counts at the end of epochs that have a validation. A value that is not a number is never better than a
+    number. In a run that resumes, also in a folder that was moved
     or is another one, the best value stands until a better one comes.
 
     Args:
@@ -78,6 +85,11 @@ class BestCheckpoint(ModelCheckpoint):
             score = state_dict["best_model_score"]
             here = {"best_model_path": str(new), "kth_best_model_path": str(new), "best_k_models": {str(new): score}}
             super().load_state_dict({**state_dict, **here, "dirpath": self.dirpath})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, if it is by the loss, and the metrics of this epoch are known as well."""
+        if is_validated(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

@@ -1,6 +1,7 @@
 """Training an extractor by a config."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from oml.const import LABELS_COLUMN, TCfg
 from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels, get_retrieval_datasets
+from oml.inference.convolutions import lay_out
 from oml.lightning.callbacks.checkpoints import LAST, AtomicCheckpointIO, LastCheckpoint, is_of_training, mode_of
 from oml.lightning.callbacks.early_stopping import EarlyStopping
 from oml.lightning.callbacks.ema import EMACallback
@@ -36,7 +38,7 @@ from oml.lightning.pipelines.validate import validation_parts
 from oml.lightning.quiet import quiet_lightning
 from oml.lightning.resuming import RandomState, training_loader
 from oml.metrics.embeddings import EmbeddingMetrics
-from oml.metrics.table import write_metrics
+from oml.metrics.table import METRICS_FILES, write_metrics
 from oml.registry.losses import get_criterion_by_cfg
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.optimizers import get_optimizer_by_cfg
@@ -99,6 +101,8 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     module = _module(config, train, *_run_length(config, extra, len(loader)))
     logger = initialize_logging(config)
     _save_config(config, run)
+    if checkpoint is not None:
+        _take_along(checkpoint, run)
 
     best = parse_ckpt_callback_from_config(config)
     metrics = {each.name or "": each.metric for each in callbacks_val if isinstance(each.metric, EmbeddingMetrics)}
@@ -195,7 +199,7 @@ def _train_loader(config: dict[str, Any], train: DatasetWithLabels) -> DataLoade
 
 
 def _module(config: dict[str, Any], train: DatasetWithLabels, n_steps: int, n_epochs: int | None) -> ExtractorModule:
-    extractor = get_extractor_by_cfg(config["extractor"])
+    extractor = lay_out(get_extractor_by_cfg(config["extractor"]))
     criterion = _criterion(config["criterion"], train, extractor.feat_dim)
     optimizer = _optimizer(config, extractor, criterion)
     return ExtractorModule(
@@ -233,10 +237,12 @@ def _optimizer(config: dict[str, Any], extractor: nn.Module, criterion: nn.Modul
 
 def _run_length(config: dict[str, Any], extra: dict[str, Any], n_batches: int) -> tuple[int, int | None]:
     """Steps of the optimizer, and epochs."""
-    limit = extra.get("limit_train_batches") or 1.0
-    n_batches = min(n_batches, limit) if isinstance(limit, int) else int(n_batches * limit)
-    per_epoch = math.ceil(n_batches / (extra.get("accumulate_grad_batches") or 1))
-    n_epochs, max_steps = extra.get("max_epochs", config["max_epochs"]), extra.get("max_steps") or -1
+    limit = 1.0 if (given := extra.get("limit_train_batches")) is None else given
+    n_used = min(n_batches, limit) if isinstance(limit, int) else int(n_batches * limit)
+    if n_used < 1:
+        raise ValueError(f"limit_train_batches={limit} leaves none of the {n_batches} batches of an epoch.")
+    per_epoch = math.ceil(n_used / (extra.get("accumulate_grad_batches") or 1))
+    n_epochs, max_steps = config["max_epochs"], extra.get("max_steps") or -1
     n_steps = per_epoch * n_epochs
     if max_steps > 0:
         n_steps = min(n_steps, max_steps)
@@ -257,10 +263,6 @@ def _checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
     if config["resume"] is None:
         return None
     path = Path(config["resume"])
-    if not path.exists():
-        raise FileNotFoundError(
-            f"A training can resume from the folder of a run or a .ckpt; there is no {str(path)!r}."
-        )
     if path.is_file():
         return path
     checkpoint = path / CHECKPOINTS_FOLDER / LAST
@@ -270,6 +272,16 @@ def _checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
         f"{str(path)!r} was interrupted before its first checkpoint: the training starts from the beginning."
     )
     return None
+
+
+def _take_along(checkpoint: Path, run: Path) -> None:
+    """What a run came to so far, if it goes on in another folder."""
+    files = {run / CHECKPOINTS_FOLDER / LAST: checkpoint}
+    files |= {run / name: checkpoint.parent.parent / name for name in METRICS_FILES}
+    for new, old in files.items():
+        if old.is_file() and not new.exists():
+            with atomic_path(new) as temporary:
+                shutil.copyfile(old, temporary)
 
 
 def _save_config(config: dict[str, Any], run: Path) -> None:
