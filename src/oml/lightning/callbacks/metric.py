@@ -113,7 +113,9 @@ class MetricValCallback(pl.Callback):
         """Compute the metric and log its values, and its pictures if asked to."""
         prefix = f"{self.name}/" if self.name else ""
         values = dict(_flat(self.metric.compute_metrics(), prefix))
-        pl_module.log_dict(values, rank_zero_only=True, add_dataloader_idx=self.name is None, batch_size=1)
+        # each of several processes has the value: sync_dist says that this is known, rank_zero_only that all is done
+        how = {"rank_zero_only": True, "sync_dist": True}
+        pl_module.log_dict(values, add_dataloader_idx=self.name is None, batch_size=1, **how)
         if self.log_images and is_main_process():
             self._log_figures(pl_module.trainer, f"{LOG_IMAGE_FOLDER}/{prefix}")
 
