@@ -91,6 +91,10 @@ CASES = {
     "mlp_arcface": Case("mlp_arcface", TABLE | {"mlp_features": [16, 6], "s": 8}, has_table=True, has_layers=True),
     "cosface": Case("cosface", TABLE | {"s": 8}, has_table=True),
     "sub_center_arcface": Case("sub_center_arcface", TABLE | {"s": 8}, has_table=True),
+    "sharded_arcface": Case("sharded_arcface", TABLE | {"s": 8}, has_table=True),
+    "sharded_cosface, sampled": Case(
+        "sharded_cosface", TABLE | {"s": 8, "sample_rate": 0.5}, has_table=True, draws=True, has_fixed_shapes=False
+    ),
     "proxy_anchor": Case("proxy_anchor", TABLE, has_table=True),
     "surrogate_precision": Case("surrogate_precision", {"k": 2, "temperature2": 0.5}, has_fixed_shapes=False),
     "recall_surrogate": Case("recall_surrogate", {"k_values": [1, 2], "temperature2": 0.1}, has_fixed_shapes=False),

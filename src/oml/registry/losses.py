@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from oml.ddp.sharded_classes import ShardedArcFaceLoss, ShardedCosFaceLoss
 from oml.losses.arcface import ArcFaceLoss, ArcFaceLossWithMLP
 from oml.losses.contrastive import InfoNCELoss, SupConLoss
 from oml.losses.cosface import CosFaceLoss
@@ -29,6 +30,8 @@ LOSSES_REGISTRY = Registry(
         "mlp_arcface": ArcFaceLossWithMLP,
         "cosface": CosFaceLoss,
         "sub_center_arcface": SubCenterArcFaceLoss,
+        "sharded_arcface": ShardedArcFaceLoss,
+        "sharded_cosface": ShardedCosFaceLoss,
         "proxy_anchor": ProxyAnchorLoss,
         "surrogate_precision": SurrogatePrecision,
         "recall_surrogate": RecallAtKSurrogate,
