@@ -1,6 +1,7 @@
 """A run that was interrupted and resumes is the run that was not interrupted."""
 
 import json
+import multiprocessing
 import random
 import shutil
 import subprocess
@@ -145,6 +146,39 @@ def test_lightning_says_which_epoch_it_is() -> None:
     assert taken(ours, 1) == [expected[1][4:]]
     _set_sampler_epoch(ours, 0)
     assert taken(ours, 1) == expected[:1]
+
+
+class Trained(pl.LightningModule):
+    """Keeps its batches, and which processes were there meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.batches: list[list[list[float]]] = []
+        self.workers: set[int | None] = set()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.batches.append(torch.stack(batch, dim=1).tolist())
+        self.workers |= {process.pid for process in multiprocessing.active_children()}
+        return self.layer(torch.ones(1)).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_workers_stay_for_all_epochs_of_a_fit(tmp_path: Path) -> None:
+    """Also where Lightning leaves epochs early."""
+    module, ours = Trained(), loader(balanced(), 2)
+    for _ in range(2):
+        module.batches, module.workers = [], set()
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=3, limit_train_batches=2, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, ours)
+        assert module.batches == [batch for epoch in taken(loader(balanced()), 3) for batch in epoch[:2]]
+        assert len(module.workers) == 2
+        assert not {process.pid for process in multiprocessing.active_children()} & module.workers
 
 
 def test_the_generators_of_the_process_are_left_alone() -> None:

@@ -34,7 +34,8 @@ class TrainingLoader(DataLoader):
     Every ``iter()`` is the next epoch. Lightning says which one that is, and keeps ``state_dict()`` in its
     checkpoints: the epoch and how many of its batches were handed out by the loader, which are those that were trained
     on, however many are in the making in workers. After ``load_state_dict`` the epoch goes on from there; ``len()``
-    is always that of a whole epoch.
+    is always that of a whole epoch. Workers stay for all epochs, so that short ones cost no start of processes; what
+    changes in the data set after the first epoch, they do not see. Lightning ends them after the fit.
 
     Of several processes, each has a loader from :meth:`shared_out`: :func:`oml.ddp.patching.patch_dataloader_to_ddp`
     and ``ExtractorModuleDDP`` see to it. What it says of seed, epoch and number holds then for the number among the
@@ -45,6 +46,7 @@ class TrainingLoader(DataLoader):
         self, dataset: Dataset, sampler: BatchSampler, seed: int, num_workers: int, n_processes: int = 1, rank: int = 0
     ) -> None:
         self._order = _Order(sampler, seed, n_processes, rank)
+        self._requests = _Requests()
         super().__init__(dataset, batch_sampler=self._order, num_workers=num_workers)
         if n_processes > 1:  # by this, loaders of a share are known
             share = DDPSamplerWrapper(
@@ -72,17 +74,22 @@ class TrainingLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The batches of the next epoch. The epoch starts as the first of them is asked for."""
-        batches = self._order.numbered()
-        seed, epoch = self._order.seed, self._order.epoch
-        loader = DataLoader(
-            _RepeatableItems(self.dataset, seed, epoch),
-            batch_sampler=batches,  # pyright: ignore[reportArgumentType]
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            worker_init_fn=self.worker_init_fn,
-            generator=torch.Generator().manual_seed(epoch),  # of the workers; not the global one
-        )
-        for batch in loader:
+        numbered = self._order.numbered()
+        key = self._order.seed, self._order.epoch
+        self._requests.of_epoch = (((*key, number), ids) for number, ids in numbered)
+        if self._iterator is None:
+            self._loader = DataLoader(
+                _RepeatableItems(self.dataset),
+                batch_sampler=self._requests,  # pyright: ignore[reportArgumentType]
+                num_workers=self.num_workers,
+                collate_fn=self.collate_fn,
+                worker_init_fn=self.worker_init_fn,
+                generator=torch.Generator(),  # of the workers; not the global one
+                persistent_workers=self.num_workers > 0,
+            )
+        batches = iter(self._loader)
+        self._iterator = self._loader._iterator  # with the workers; Lightning ends those that it finds here
+        for batch in batches:
             self._order.batches_done += 1
             yield batch
 
@@ -168,16 +175,24 @@ class RandomState(pl.Callback):
         random.setstate(state["python"])
 
 
+class _Requests:
+    """What is asked of :class:`_RepeatableItems` in this epoch, for a loader that is there for all epochs."""
+
+    of_epoch: Iterator[tuple[tuple[int, ...], list[int]]]
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        return self.of_epoch
+
+
 class _RepeatableItems(Dataset):
-    """A data set whose items are asked for by the number of their batch, which decides what is drawn for them."""
+    """A data set whose items are asked for by batch, with a key that decides what is drawn for them."""
 
-    def __init__(self, dataset: Dataset, seed: int, epoch: int) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._key = seed, epoch
 
-    def __getitems__(self, numbered: tuple[int, Sequence[int]]) -> Any:
-        number, ids = numbered
-        with draws_of(*self._key, number):
+    def __getitems__(self, request: tuple[tuple[int, ...], Sequence[int]]) -> Any:
+        key, ids = request
+        with draws_of(*key):
             if callable(of_batch := getattr(self._dataset, "__getitems__", None)):
                 return of_batch(ids)
             return [self._dataset[idx] for idx in ids]
@@ -260,7 +275,7 @@ class _Order(Sampler[list[int]]):
         batches: list[list[int]] = []
         for epoch in range(min(self._n_drawn, self.epoch), self.epoch + 1):
             with draws_of(self.seed, epoch):
-                batches = list(islice(self.whole, len(self)))
+                batches = list(islice(self.whole, len(self.whole)))  # pyright: ignore[reportArgumentType]
         self._n_drawn = self.epoch + 1
         return batches
 
