@@ -92,7 +92,7 @@ def trained(rank: int, n: int, criterion: str, global_batch: bool, all_at_once: 
     optimizer = torch.optim.SGD([*net.parameters(), *loss.parameters()], lr=0.1, momentum=0.9)
     loader = training_loader(points, None, all_at_once // n, seed=0, num_workers=0)
     module = ExtractorModuleDDP(loader, None, net, loss, optimizer, global_batch=global_batch)
-    run = trainer(rank, n, max_epochs=3, limit_val_batches=0, gradient_clip_val=1.0)
+    run = trainer(rank, n, max_epochs=3, gradient_clip_val=1.0)
     run.fit(module)
     losses = {name: value for name, value in run.callback_metrics.items() if name.endswith("loss_epoch")}
     return {**module.state_dict(), **losses}
@@ -136,17 +136,17 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(tmp_path: Path
 def _refused(rank: int, folder: str) -> None:
     """What each way of giving loaders that are not shared out comes to."""
     loader, texts = DataLoader(Points(8), 2), []
+    names = {"fit": "val_dataloaders", "validate": "dataloaders"}
     for settings in ({}, {"use_distributed_sampler": False}):
-        for run in ("fit", "validate"):
+        for run, name in names.items():
             module = ExtractorModuleDDP(
                 training_loader(Points(8), None, 2, 0, 0), None, net := Net(), SupConLoss(),
                 torch.optim.SGD(net.parameters(), lr=0.1),
             )  # fmt: skip
             callback = MetricValCallbackDDP(EmbeddingMetricsDDP(**METRICS))
+            start = getattr(trainer(rank, 2, callback, max_epochs=1, num_sanity_val_steps=0, **settings), run)
             with pytest.raises(RuntimeError) as caught:
-                getattr(trainer(rank, 2, callback, max_epochs=1, num_sanity_val_steps=0, **settings), run)(
-                    module, loader
-                )
+                start(module, **{name: loader})
             texts.append(str(caught.value))
     module, of_one = ExtractorModuleDDP(None, loader, Net()), MetricValCallback(EmbeddingMetrics(**METRICS))
     with pytest.raises(ValueError, match="each sees a part: they need MetricValCallbackDDP"):

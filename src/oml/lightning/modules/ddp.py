@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from oml.ddp.patching import check_loaders_is_patched, patch_dataloader_to_ddp
@@ -56,8 +58,15 @@ class ModuleDDP(pl.LightningModule):
         return super().train_dataloader() if self.loaders_train is None else _patched(self.loaders_train)
 
     def val_dataloader(self) -> Any:
-        """The loaders for validation, patched if there are several processes."""
-        return super().val_dataloader() if self.loaders_val is None else _patched(self.loaders_val)
+        """The loaders for validation, patched if there are several processes; a training does without."""
+        if self.loaders_val is not None:
+            return _patched(self.loaders_val)
+        try:
+            return super().val_dataloader()
+        except MisconfigurationException:  # there are none
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                return []
+            raise
 
 
 class NoLoadersError(ValueError, AssertionError):
