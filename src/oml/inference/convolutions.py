@@ -1,13 +1,29 @@
-"""Convolutions made ready for inference: with the batch normalisation behind them, and in few bits."""
+"""Convolutions made fast: laid out as their kernels want, joined with their batch normalisation, and in few bits."""
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+TModule = TypeVar("TModule", bound=nn.Module)
 _N_ADJUSTED = 16  # weights of a filter that make up for the rounding of all
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether it has several convolutions: a transformer has one, to make tokens of patches."""
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+
+
+def lay_out(model: TModule) -> TModule:
+    """The same network, with the weights of several convolutions channels last: on a CPU they take half the time then.
+
+    Not on Apple's GPUs, of whose kernels for that layout little is known.
+    """
+    if is_convolutional(model) and not torch.backends.mps.is_available():
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model
 
 
 def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> None:

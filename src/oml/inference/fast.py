@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from oml.functional.distances import normalise
-from oml.inference.convolutions import fold_batch_norms, round_convolutions
+from oml.inference.convolutions import fold_batch_norms, is_convolutional, round_convolutions
 from oml.interfaces.models import IExtractor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -91,8 +91,7 @@ class FastExtractor(IExtractor):
         self.inference = inference
         device = next((parameter.device for parameter in extractor.parameters()), torch.device("cpu"))
         self.batch_size = inference.batch_size or (_CPU_BATCH_SIZE if device.type == "cpu" else len(images))
-        # a transformer has one, to make tokens of patches
-        convolutional = sum(isinstance(module, nn.Conv2d) for module in self.extractor.modules()) > 1
+        convolutional = is_convolutional(self.extractor)
         self.channels_last = convolutional if inference.channels_last is None else inference.channels_last
         images = images.to(device)
         exact = self._exact(images)

@@ -17,6 +17,7 @@ from torch import Tensor
 from oml.configs import ConfigError
 from oml.const import IMAGE_EXTENSIONS, TCfg
 from oml.datasets.list_dataset import ListDataset
+from oml.inference.convolutions import lay_out
 from oml.inference.embedding_files import write_embeddings
 from oml.interfaces.models import IExtractor
 from oml.lightning.pipelines.checks import checked
@@ -87,7 +88,7 @@ def extractor_prediction_pipeline(cfg: TCfg) -> PredictionReport:
         fabric.launch()
     if not config["skip_unreadable"]:
         _check(paths, transform, fabric)
-    extractor = _Precise(get_extractor_by_cfg(config["extractor"]), fabric, str(config["precision"]))
+    extractor = _Precise(lay_out(get_extractor_by_cfg(config["extractor"])), fabric, str(config["precision"]))
     with _with_parts(files, fabric) as outputs, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "write_embeddings left out")  # all of them are told below
         written = write_embeddings(

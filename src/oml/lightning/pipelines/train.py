@@ -21,11 +21,12 @@ from oml.lightning.callbacks.early_stopping import EarlyStopping
 from oml.lightning.callbacks.ema import EMACallback
 from oml.lightning.callbacks.final_validation import FinalValidation
 from oml.lightning.loggers.experiment import finish
-from oml.lightning.modules.extractor import ExtractorModule
+from oml.lightning.modules.extractor import ExtractorModuleDDP
 from oml.lightning.pipelines.checks import checked
 from oml.lightning.pipelines.parser import (
     CHECKPOINTS_FOLDER,
     initialize_logging,
+    n_processes,
     parse_ckpt_callback_from_config,
     parse_engine_params_from_config,
     parse_precision_from_config,
@@ -36,7 +37,7 @@ from oml.lightning.pipelines.parser import (
 from oml.lightning.pipelines.schema import TRAINING
 from oml.lightning.pipelines.validate import validation_parts
 from oml.lightning.quiet import quiet_lightning
-from oml.lightning.resuming import RandomState, training_loader
+from oml.lightning.resuming import RandomState, TrainingLoader, training_loader
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.table import METRICS_FILES, write_metrics
 from oml.registry.losses import get_criterion_by_cfg
@@ -44,6 +45,7 @@ from oml.registry.models import get_extractor_by_cfg
 from oml.registry.optimizers import get_optimizer_by_cfg
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.utils.io import atomic_path
+from oml.utils.launched import is_first_process
 from oml.utils.misc import dictconfig_to_dict, load_dotenv, set_global_seed
 
 _STEPS_BETWEEN_CHECKPOINTS = 500
@@ -98,25 +100,30 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     loader = _train_loader(config, train)
     loaders_val, callbacks_val = validation_parts(config, validation)
     extra = dict(config["lightning_trainer_extra_args"])
-    module = _module(config, train, *_run_length(config, extra, len(loader)))
+    n_batches = len(loader.shared_out(n_processes(config), rank=0))  # for each process
+    module = _module(config, train, (loader, loaders_val), *_run_length(config, extra, n_batches))
     logger = initialize_logging(config)
-    _save_config(config, run)
-    if checkpoint is not None:
+    if is_first_process():
+        _save_config(config, run)
+    if checkpoint is not None and is_first_process():
         _take_along(checkpoint, run)
 
     best = parse_ckpt_callback_from_config(config)
     metrics = {each.name or "": each.metric for each in callbacks_val if isinstance(each.metric, EmbeddingMetrics)}
-    best.on_best = lambda: write_metrics(run, metrics)
+    best.on_best = lambda: write_metrics(run, metrics) if is_first_process() else None
     last = LastCheckpoint(run / CHECKPOINTS_FOLDER, config["checkpoint_every_n_steps"] or _STEPS_BETWEEN_CHECKPOINTS)
     averages = [EMACallback(config["ema_decay"])] if config["ema_decay"] else []
     # not by Lightning, which would put it behind the callback that has to know of it
     timers = [Timer(max_time)] if (max_time := extra.pop("max_time", None)) else []
+    engine = parse_engine_params_from_config(config)
+    if engine["strategy"] == "ddp" and config["freeze_n_epochs"]:
+        engine["strategy"] = "ddp_find_unused_parameters_true"  # those that are frozen get no gradients
     settings = {
-        **parse_engine_params_from_config(config),
+        **engine,
         "precision": parse_precision_from_config(config),
         "max_epochs": config["max_epochs"],
         "check_val_every_n_epoch": config["valid_period"],
-        "log_every_n_steps": min(_STEPS_BETWEEN_LOGS, len(loader)),
+        "log_every_n_steps": min(_STEPS_BETWEEN_LOGS, n_batches),
         "num_sanity_val_steps": 0,
         "default_root_dir": run,
         "enable_model_summary": False,
@@ -137,13 +144,14 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     with quiet_lightning():  # on what there is of hardware
         trainer = pl.Trainer(**settings)
     n_parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    by = f" by each of {trainer.world_size} processes" if trainer.world_size > 1 else ""
     rank_zero_info(
         f"{type(module.model).__name__} of {n_parameters:,} parameters learns with {type(module.criterion).__name__}, "
-        f"{trainer.max_epochs} epochs of {len(loader)} batches; validated on "
+        f"{trainer.max_epochs} epochs of {n_batches} batches{by}; validated on "
         f"{' and '.join(f'{len(each.dataset):,}' for each in loaders_val)} items."  # pyright: ignore[reportArgumentType]
     )
     try:
-        trainer.fit(module, train_dataloaders=loader, val_dataloaders=loaders_val, ckpt_path=checkpoint)
+        trainer.fit(module, ckpt_path=checkpoint)
     finally:
         finish(logger)
     if best.best_model_score is None:
@@ -193,20 +201,28 @@ def _datasets(config: dict[str, Any]) -> tuple[DatasetWithLabels, DatasetQueryGa
     )
 
 
-def _train_loader(config: dict[str, Any], train: DatasetWithLabels) -> DataLoader:
+def _train_loader(config: dict[str, Any], train: DatasetWithLabels) -> TrainingLoader:
     sampler = parse_sampler_from_config(config, train)
     return training_loader(train, sampler, config.get("bs_train"), config.get("seed") or 0, config["num_workers"])
 
 
-def _module(config: dict[str, Any], train: DatasetWithLabels, n_steps: int, n_epochs: int | None) -> ExtractorModule:
+def _module(
+    config: dict[str, Any],
+    train: DatasetWithLabels,
+    loaders: tuple[DataLoader, list[DataLoader]],
+    n_steps: int,
+    n_epochs: int | None,
+) -> ExtractorModuleDDP:
     extractor = lay_out(get_extractor_by_cfg(config["extractor"]))
     criterion = _criterion(config["criterion"], train, extractor.feat_dim)
     optimizer = _optimizer(config, extractor, criterion)
-    return ExtractorModule(
+    return ExtractorModuleDDP(
+        *loaders,
         extractor=extractor,
         criterion=criterion,
         optimizer=optimizer,
         freeze_n_epochs=config["freeze_n_epochs"],
+        global_batch=config["global_batch"],
         **parse_scheduler_from_config(config, optimizer, n_steps, n_epochs),
     )
 

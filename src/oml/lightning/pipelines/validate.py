@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from oml.const import SPLIT_COLUMN, VALIDATION_SPLIT, TCfg
 from oml.datasets.base import DatasetQueryGallery
 from oml.datasets.table import TableError, check_retrieval_dataframe_format, read_table
+from oml.inference.convolutions import lay_out
 from oml.lightning.callbacks.checkpoints import BEST
-from oml.lightning.callbacks.metric import MetricValCallback
-from oml.lightning.modules.extractor import ExtractorModule
+from oml.lightning.callbacks.metric import MetricValCallback, MetricValCallbackDDP
+from oml.lightning.modules.extractor import ExtractorModuleDDP
 from oml.lightning.pipelines.checks import checked
 from oml.lightning.pipelines.parser import (
     CHECKPOINTS_FOLDER,
@@ -24,7 +25,7 @@ from oml.lightning.pipelines.parser import (
 )
 from oml.lightning.pipelines.schema import VALIDATION
 from oml.lightning.quiet import quiet_lightning
-from oml.metrics.embeddings import EmbeddingMetrics
+from oml.metrics.embeddings import EmbeddingMetrics, EmbeddingMetricsDDP
 from oml.metrics.table import joined_metrics_table, print_metrics_table, write_metrics
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.transforms import get_transforms_by_cfg
@@ -40,7 +41,7 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
     and ``metrics.json`` go there, with intervals, see :func:`oml.metrics.table.write_metrics`. Metrics and pictures go
     to the ``logger``, if there is one; for ``log_images`` it is TensorBoard's unless the config says another.
 
-    On several devices each of them computes everything: the numbers are right, and come no sooner.
+    Several devices share out the items, and the search: the numbers are those of one.
 
     Returns:
         The trainer, and the metrics of every table by their names. Of ``trainer.callbacks`` each
@@ -74,10 +75,10 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
         **(config.get("lightning_trainer_extra_args") or {}),
         "callbacks": [*callbacks],  # to which Lightning adds its own
     }
-    module = ExtractorModule(get_extractor_by_cfg(config["extractor"]))
+    module = ExtractorModuleDDP(None, loaders, lay_out(get_extractor_by_cfg(config["extractor"])))
     with quiet_lightning():
         trainer = pl.Trainer(**settings)
-        logs = trainer.validate(module, dataloaders=loaders, verbose=False)
+        logs = trainer.validate(module, verbose=False)
     metrics = {each.name or "": each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
     if trainer.is_global_zero:
         print_metrics_table(joined_metrics_table(metrics))
@@ -157,7 +158,7 @@ def validation_parts(
         items = dataset if dataset is not None and i == 0 else _dataset(table, config)
         loaders.append(DataLoader(items, batch_size=config["bs_val"], num_workers=config["num_workers"]))
         metric = _metric(items, config.get("metric_args") or {})
-        callbacks.append(MetricValCallback(metric, bool(config.get("log_images")), loader_idx=i, name=name))
+        callbacks.append(MetricValCallbackDDP(metric, bool(config.get("log_images")), loader_idx=i, name=name))
     return loaders, callbacks
 
 
@@ -175,11 +176,11 @@ def _dataset(table: Mapping[str, str | Path], config: Mapping[str, Any]) -> Data
     return DatasetQueryGallery(rows, None, root, transform, cache_size=config.get("cache_size"))
 
 
-def _metric(dataset: DatasetQueryGallery, args: Mapping[str, Any]) -> EmbeddingMetrics:
+def _metric(dataset: DatasetQueryGallery, args: Mapping[str, Any]) -> EmbeddingMetricsDDP:
     of_data: dict[str, Any] = {
         "extra_keys": (dataset.paths_key, *dataset.bboxes_keys),
         "categories_key": dataset.categories_key,
         "sequence_key": dataset.sequence_key,
         "verbose": False,  # the table of metrics shows them
     }
-    return EmbeddingMetrics(**(of_data | dict(args)))
+    return EmbeddingMetricsDDP(**(of_data | dict(args)))
