@@ -1,5 +1,6 @@
 """The best and the last checkpoint of a run."""
 
+import itertools
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 from torch.utils.data import DataLoader, TensorDataset
 
 from oml.lightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
@@ -99,9 +101,9 @@ def test_a_run_whose_best_was_deleted_finds_another(tmp_path: Path) -> None:
     assert epoch_of(tmp_path / "best.ckpt") == 1
 
 
-@pytest.mark.parametrize(("every", "accumulate", "steps"), [(2, 1, [2, 4]), (1, 2, [1, 2]), (3, 2, []), (500, 1, [])])
-def test_long_epochs_have_checkpoints_within(every: int, accumulate: int, steps: list[int], tmp_path: Path) -> None:
-    """Before the first step; at steps, not in the midst of an accumulation; not at the end, where one is anyway."""
+def steps_of_last_checkpoints(
+    folder: Path, every: int, *callbacks: pl.Callback, n_batches: int, max_epochs: int = 1, **kwargs: Any
+) -> list[int]:
     saved = []
 
     class Watch(AtomicCheckpointIO):
@@ -110,15 +112,34 @@ def test_long_epochs_have_checkpoints_within(every: int, accumulate: int, steps:
             if Path(path).name.startswith("last.ckpt"):
                 saved.append(checkpoint["global_step"])
 
-    data = DataLoader(TensorDataset(torch.ones(5, 1)), batch_size=1)
+    data = DataLoader(TensorDataset(torch.ones(n_batches, 1)), batch_size=1)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        plugins=[Watch()], callbacks=[LastCheckpoint(tmp_path, every)], accumulate_grad_batches=accumulate,
-        default_root_dir=tmp_path,
+        accelerator="cpu", max_epochs=max_epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        plugins=[Watch()], callbacks=[*callbacks, LastCheckpoint(folder, every)], default_root_dir=folder, **kwargs,
     )  # fmt: skip
     trainer.fit(Scripted([]), data)
+    return saved
+
+
+@pytest.mark.parametrize(("every", "accumulate", "steps"), [(2, 1, [2, 4]), (1, 2, [1, 2]), (3, 2, []), (500, 1, [])])
+def test_long_epochs_have_checkpoints_within(every: int, accumulate: int, steps: list[int], tmp_path: Path) -> None:
+    """Before the first step; at steps, not in the midst of an accumulation; not at the end, where one is anyway."""
+    saved = steps_of_last_checkpoints(tmp_path, every, n_batches=5, accumulate_grad_batches=accumulate)
     assert saved == [0, *steps, {1: 5, 2: 3}[accumulate]]
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(("every", "seconds", "steps"), [
+    (500, 1, [0, 8]), (500, 21, [0, 2, 4, 6, 8]), (29, 1, [0, 2, 4, 6, 8]), (30, 1, [0, 4, 8])
+])  # fmt: skip
+def test_short_epochs_share_a_checkpoint(
+    every: int, seconds: int, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing takes a second, on a clock that goes on by so many when an epoch begins."""
+    now = itertools.count()
+    monkeypatch.setattr("oml.lightning.callbacks.checkpoints.monotonic", lambda: float(next(now)))
+    wait = LambdaCallback(on_train_epoch_start=lambda *_: [next(now) for _ in range(seconds - 1)])
+    assert steps_of_last_checkpoints(tmp_path, every, wait, n_batches=2, max_epochs=4) == steps
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None:

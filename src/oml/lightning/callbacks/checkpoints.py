@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from oml.utils.io import atomic_path
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+_REST = 20  # times as long as it took to write a checkpoint
 _BETWEEN_EPOCHS, _WITHIN_EPOCH = "between epochs", "within an epoch"
 
 
@@ -53,8 +56,8 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``, the checkpoint of the validation with the best value of a metric; of equals the first.
 
     A loss counts at the end of epochs that have a validation. A value that is not a number is never better than a
-    number. In a run that resumes, also in a folder that was moved
-    or is another one, the best value stands until a better one comes.
+    number. In a run that resumes, also in a folder that was moved or is another one, the best value stands until a
+    better one comes.
 
     Args:
         folder: of the file.
@@ -98,7 +101,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, from which a run resumes: written before and after each epoch, and within long ones.
+    """Keeps ``last.ckpt``, from which a run resumes: written between epochs, within long ones, and at the end.
+
+    Short epochs share one, of fewer steps than a tenth of ``every_n_steps``, as long as writing would take more than
+    a twentieth of the time.
 
     A run that resumes from it does what the run would have done, bit for bit on the same machine, with
     :class:`oml.lightning.resuming.RandomState` and a loader such as :func:`oml.lightning.resuming.training_loader`.
@@ -117,6 +123,7 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / LAST
         self.every_n_steps = every_n_steps
         self._saved_step = 0
+        self._saved_at, self._seconds = -inf, 0.0  # when, and how long that took
         self._pending = folder / f"{LAST}.part"
         self._is_pending = False
         self._place: str | None = None  # of the checkpoint that is being written, or was loaded
@@ -143,7 +150,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save: all that belongs to the epoch before is done, as it is not in ``on_train_epoch_end``."""
-        self._save_between_epochs(trainer)
+        few = trainer.global_step - self._saved_step < self.every_n_steps // 10
+        soon = few and monotonic() - self._saved_at < _REST * self._seconds
+        if not trainer.strategy.broadcast(soon):
+            self._save_between_epochs(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -199,9 +209,10 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer, path: Path, place: str) -> None:
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        self._saved_step, self._place = trainer.global_step, place
+        self._saved_step, self._place, start = trainer.global_step, place, monotonic()
         trainer.save_checkpoint(path, weights_only=False)
-        self._place = None
+        self._place, self._saved_at = None, monotonic()
+        self._seconds = self._saved_at - start
 
 
 def _validation_or_end_follows(trainer: pl.Trainer) -> bool:
