@@ -2,8 +2,11 @@
 
 import errno
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +26,7 @@ from oml.cli.transforms import transforms
 from oml.cli.validate import validate
 from oml.cli.zoo import zoo
 from oml.configs import ConfigError
+from oml.utils.launched import is_first_process
 
 app = typer.Typer(
     name="oml",
@@ -65,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves with 0, with 2 if the command was not understood, with 1 if it failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments  # an option of every command, looked at here
+    if not is_first_process():  # of several that do the same: one tells of it
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
+        warnings.simplefilter("ignore")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not that it could not cache its list of fonts
     try:
         code = app(args=arguments, prog_name="oml", standalone_mode=False)

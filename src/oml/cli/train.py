@@ -23,6 +23,7 @@ from oml.cli.composing import (
     loading,
     split_words,
 )
+from oml.utils.launched import RUN_FOLDER_VARIABLE, is_first_process, n_processes_of_launcher
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -95,7 +96,8 @@ def train(
         with folder as path, _told_how_to_go_on(path):
             config.run_dir = str(path)
             report = run(config)
-    _show(report)
+    if is_first_process():
+        _show(report)
 
 
 def _load(pipeline: "Pipeline") -> tuple[Callable[..., "DictConfig"], Callable[["DictConfig"], Any]]:
@@ -128,6 +130,11 @@ def _run_folder(config: "DictConfig", of_hydra: str | None, name: str) -> Iterat
     from oml.utils.io import new_folder
 
     wanted = config.get("run_dir") or config.get("hydra_dir") or of_hydra
+    if wanted is None and n_processes_of_launcher() > 1:
+        raise ConfigError("run_dir: several processes need one folder for all. Name it by run_dir=...")
+    if not is_first_process():  # the first one sees to the folder, whose name may have the time in it
+        yield Path(os.environ.get(RUN_FOLDER_VARIABLE) or wanted or ".")
+        return
     folder = Path(wanted or Path("runs", f"{config.get('postfix') or name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -145,6 +152,7 @@ def _run_folder(config: "DictConfig", of_hydra: str | None, name: str) -> Iterat
         hint = f"Name another folder, or go on by: oml train --resume {_as_typed(folder)}"
         raise ConfigError(f"{str(folder)!r} has a run already. {hint}")
     try:
+        os.environ[RUN_FOLDER_VARIABLE] = str(folder)
         yield folder
     except (OSError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:
         if any(folder.iterdir()):
@@ -162,7 +170,7 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if (folder / "checkpoints" / "last.ckpt").exists():
+        if is_first_process() and (folder / "checkpoints" / "last.ckpt").exists():
             typer.echo(f"It goes on from its last checkpoint by: oml train --resume {_as_typed(folder)}", err=True)
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise typer.Abort from error  # of that Lightning makes an exit
@@ -191,10 +199,13 @@ def _problems(source: Any, overrides: Sequence[str]) -> list[str]:
 
     try:
         composed = compose_for(source, overrides, _PIPELINES)
-        _load(composed.pipeline)[0](composed.config, composed.pipeline)
+        config = _load(composed.pipeline)[0](composed.config, composed.pipeline)
     except ConfigError as error:
         return error.findings
-    return []
+    from oml.lightning.pipelines.parser import n_processes
+
+    n = n_processes(config)  # each of which would start the multirun again
+    return [f"devices: a job of --multirun is one process, not {n}. Take devices=1, or start runs one by one."][: n - 1]
 
 
 def _job(config: "DictConfig") -> float:

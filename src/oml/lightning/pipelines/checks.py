@@ -192,7 +192,7 @@ class _Check:
     def _check_machine_and_folders(self) -> None:
         good, problems = self.good, self.problems
         if {"accelerator", "devices"} <= good.keys():
-            problems += machine_problems(good, one_device="max_epochs" in self.pipeline.fields)
+            problems += machine_problems(good)
         if isinstance(args := good.get("lightning_trainer_extra_args"), dict):
             problems += trainer_problems(args, "lightning_trainer_extra_args")
         for name in _WRITABLE:

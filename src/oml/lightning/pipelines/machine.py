@@ -11,9 +11,10 @@ import torch
 from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from oml.lightning.pipelines.agreement import tried
-from oml.lightning.pipelines.parser import parse_engine_params_from_config
+from oml.lightning.pipelines.parser import n_processes, parse_engine_params_from_config
 from oml.lightning.quiet import quiet_lightning
 from oml.registry.arguments import argument_problems
+from oml.utils.launched import n_processes_of_launcher
 
 #: arguments of Lightning's Trainer -> the field that says so; "": the pipelines' own
 _TRAINER_FIELDS = {
@@ -29,12 +30,11 @@ _TRAINER_FIELDS = {
 }
 
 
-def machine_problems(config: Mapping[str, Any], one_device: bool) -> list[str]:
+def machine_problems(config: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``accelerator``, ``devices`` and ``precision``.
 
     Args:
         config: with all or some of these.
-        one_device: whether the pipeline cannot use several.
     """
     problems: list[str] = []
     known = sorted({*AcceleratorRegistry.available_accelerators(), "gpu", "auto"})
@@ -54,8 +54,12 @@ def machine_problems(config: Mapping[str, Any], one_device: bool) -> list[str]:
     n_there = torch.cuda.device_count() if kind == "cuda" else len(ids)
     if lacking := [i for i in ids if i >= n_there]:
         problems.append(f"devices: this machine has {n_there} GPUs, numbered from 0, and lacks {lacking}.")
-    elif len(ids) > 1 and one_device:
-        problems.append(f"devices: in this version a training is on one device; got {config['devices']!r}.")
+    n_started, n_nodes = n_processes_of_launcher(), n_processes(config) // len(ids)
+    if n_started > 1 and n_started != len(ids) * n_nodes:
+        problems.append(
+            f"devices: {n_started} processes were started, and there is one for each device: {len(ids)} devices on "
+            f"{n_nodes} nodes (lightning_trainer_extra_args.num_nodes) do not fit."
+        )
     precision = str(config.get("precision") or 32)
     if kind == "cpu" and precision in ("16-mixed", "16-true"):
         problems.append(f"precision: a CPU has no {precision!r}. It has bf16-mixed and 32.")

@@ -59,6 +59,18 @@ def parse_engine_params_from_config(cfg: TCfg) -> dict[str, Any]:
     }
 
 
+def n_processes(cfg: TCfg) -> int:
+    """How many processes a pipeline runs in: one for each of the ``devices``, on all ``num_nodes`` of the trainer.
+
+    Example:
+        >>> n_processes({"accelerator": "cpu", "devices": 2, "lightning_trainer_extra_args": {"num_nodes": 4}})
+        8
+    """
+    devices = parse_engine_params_from_config(cfg)["devices"]
+    extra: dict[str, Any] = _plain(cfg).get("lightning_trainer_extra_args") or {}
+    return (devices if isinstance(devices, int) else len(devices)) * (extra.get("num_nodes") or 1)
+
+
 def check_is_config_for_ddp(params: Mapping[str, Any]) -> bool:
     """Whether engine parameters are of several processes.
 

@@ -15,6 +15,7 @@ FREE_FIELDS = frozenset(
         "logs_folder",
         "logs_root",
         "pairwise_model",
+        "params",
         "postfix",
         "postprocessor_weights",
         "tags",
@@ -131,6 +132,9 @@ TRAINING = Pipeline(
         "cache_size": Field(int | None, "bytes of decoded images to keep between epochs; 0: none", least=0),
         "transforms_train": _config("transforms", "augmentations of training"),
         "sampler": Field(Mapping | None, "what forms batches; null: shuffled ones of bs_train", group="sampler"),
+        "global_batch": Field(
+            bool, "losses see the batches of all processes, not only of their own, as if one process had them", False
+        ),
         "bs_train": Field(int | None, "batch size of training, if there is no sampler", None, least=1),
         "extractor": _config("extractor", "what is trained"),
         "criterion": _config(
@@ -149,7 +153,7 @@ TRAINING = Pipeline(
             fields=EARLY_STOPPING,
         ),
         "checkpoint_every_n_steps": Field(
-            int | None, "how often last.ckpt is written in an epoch; null: about every 500 steps", None, least=1
+            int | None, "how often last.ckpt is written; null: between epochs, about every 500 steps", None, least=1
         ),
         "resume": Field(str | Path | None, "run folder, or a .ckpt of it, to go on from", None),
         **_VALIDATION,
