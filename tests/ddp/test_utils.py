@@ -69,6 +69,7 @@ def gather_in_a_process(rank: int, folder: Path) -> None:
     utils._CHUNK_BYTES = 40  # two rows of floats
     found = {str(dtype): gather_rows(rows_of(rank, dtype)) for dtype in DTYPES}
     found["vector"] = gather_rows(torch.arange(rank))
+    found["main"] = gather_rows(torch.arange(rank), only_to_main=True)
     own = {"x": rows_of(rank, torch.float32), "names": [f"{rank}"] * rank, "a": np.full(rank + 1, rank)}
     found["dict"] = sync_dicts_ddp(own, world_size=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DictsDifferError, match="by rank"):
@@ -82,10 +83,10 @@ def test_rows_of_three_processes_one_of_which_has_none(tmp_path: Path) -> None:
     for rank in range(3):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         for dtype in DTYPES:
-            parts = found[str(dtype)]
-            assert all(part.dtype == dtype for part in parts)
-            assert all(torch.equal(part, rows_of(i, dtype)) for i, part in enumerate(parts))
-        assert [part.tolist() for part in found["vector"]] == [[], [0], [0, 1]]
+            assert found[str(dtype)].dtype == dtype
+            assert torch.equal(found[str(dtype)], torch.cat([rows_of(i, dtype) for i in range(3)]))
+        assert found["vector"].tolist() == [0, 0, 1]
+        assert found["main"].tolist() == ([0, 0, 1] if rank == 0 else [])
         merged = found["dict"]
         assert torch.equal(merged["x"], torch.cat([rows_of(i, torch.float32) for i in range(3)]))
         assert merged["names"] == ["1", "2", "2"]

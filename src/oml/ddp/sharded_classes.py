@@ -377,8 +377,8 @@ def _new_rows(in_features: int, num_classes: int, rows: range, seed: int) -> Ten
 
 def _whole(rows: Tensor) -> Tensor:
     """The rows of all processes in the main one; in others, theirs."""
-    parts = gather_rows(rows, only_to_main=True)
-    return torch.cat(parts) if is_main_process() else rows
+    whole = gather_rows(rows, only_to_main=True)
+    return whole if is_main_process() else rows
 
 
 def _replace(

@@ -70,21 +70,22 @@ def in_all_processes(work: Callable[[], T]) -> T:
     return done[0]
 
 
-def gather_rows(rows: Tensor, only_to_main: bool = False) -> list[Tensor]:
+def gather_rows(rows: Tensor, only_to_main: bool = False) -> Tensor:
     """The rows of all processes, by rank, on the CPU; every process of the group must call it, and gets all.
 
     They travel as bytes in chunks of 16 MiB, so besides the result little memory is needed, on the device too.
 
     Args:
         rows: [n, ...]; ``n`` may differ between processes and be 0, all else must agree.
-        only_to_main: let only the main process get them, others none, to save their memory.
+        only_to_main: let only the main process get them, others no rows, to save their memory.
     """
     sizes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(sizes, len(rows))
     width = math.prod(rows.shape[1:])
     mine = rows.detach().contiguous().reshape(len(rows), width).view(torch.uint8)  # which every backend takes
     takes = is_main_process() or not only_to_main
-    everyone = [mine.new_empty(size, mine.shape[1], device="cpu") for size in sizes if takes]
+    whole = mine.new_empty(sum(sizes) if takes else 0, mine.shape[1], device="cpu")
+    by_rank = whole.split(sizes) if takes else ()
     step = max(1, _CHUNK_BYTES // max(1, mine.shape[1]))
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     for start in range(0, max(sizes), step):
@@ -93,20 +94,20 @@ def gather_rows(rows: Tensor, only_to_main: bool = False) -> list[Tensor]:
         sent[: len(mine[part])] = mine[part]
         received = [torch.empty_like(sent) for _ in sizes]
         dist.all_gather(received, sent)
-        for target, source in zip(everyone, received, strict=takes):
+        for target, source in zip(by_rank, received, strict=takes):
             target[part] = source[: len(target[part])]
-    return [each.view(rows.dtype).reshape(len(each), *rows.shape[1:]) for each in everyone]
+    return whole.view(rows.dtype).reshape(len(whole), *rows.shape[1:])
 
 
-def gather_values(values: Any) -> list[Any]:
-    """What all processes have under one name, by rank: tensors, arrays of numbers, or lists, which are pickled."""
+def gather_values(name: str, values: Any) -> Any:
+    """What all processes have under a name as one value, by rank: tensors, arrays of numbers, or what is pickled."""
     if isinstance(values, Tensor):
-        return list(gather_rows(values))
+        return gather_rows(values)
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        return [rows.numpy() for rows in gather_rows(torch.from_numpy(values))]
+        return gather_rows(torch.from_numpy(values)).numpy()
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, values)
-    return everyone
+    return _joined(name, everyone, "cpu")
 
 
 def sync_dicts_ddp(
@@ -139,9 +140,8 @@ def sync_dicts_ddp(
     dist.all_gather_object(kinds, {key: type(value).__name__ for key, value in outputs_from_device.items()})
     if any(kind != kinds[0] for kind in kinds):
         raise DictsDifferError(f"sync_dicts_ddp needs the same keys and types in all processes, got by rank {kinds}.")
-    gathered = {key: gather_values(value) for key, value in outputs_from_device.items()}
-    parts = [{key: by_rank[rank] for key, by_rank in gathered.items()} for rank in range(dist.get_world_size())]
-    return merge_list_of_dicts(parts, device)
+    gathered = {key: gather_values(key, value) for key, value in outputs_from_device.items()}
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in gathered.items()}
 
 
 def merge_list_of_dicts(

@@ -125,13 +125,10 @@ class Accumulator:
         dist.all_gather_object(kinds, {key: _kind(key, value) for key, value in self.storage.items()})
         if any(kind != kinds[0] for kind in kinds):
             raise ValueError(f"Accumulator needs the same entries in all processes, got by rank {kinds}.")
-        entries = {key: gather_values(self.storage[key]) for key in self.keys_to_accumulate}
-        parts = []
-        for by_key in zip(*entries.values(), strict=True):
-            parts.append(Accumulator(self.keys_to_accumulate))
-            parts[-1].refresh(len(by_key[0]))
-            parts[-1].update_data(dict(zip(entries, by_key, strict=True)))
-        return parts[0].merge(*parts[1:])
+        merged = Accumulator(self.keys_to_accumulate)
+        merged.storage = {key: gather_values(key, self.storage[key]) for key in self.keys_to_accumulate}
+        merged.collected_samples = merged.num_samples = len(merged.storage[self.keys_to_accumulate[0]])
+        return merged
 
     def _check_full(self) -> None:
         if not self.is_storage_full():

@@ -600,7 +600,7 @@ class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
             self._stored(self.labels_key)[queries],
             part.gallery_ids,
             part.gallery_labels,
-            *(torch.cat(gather_rows(each[: len(own)])) for each in (part.retrieved_ids, part.distances)),
+            *(gather_rows(each[: len(own)]) for each in (part.retrieved_ids, part.distances)),
             query_sequences=sequences,
             gallery_sequences=part.gallery_sequences,
         )
