@@ -18,6 +18,7 @@ from oml.configs import ConfigError
 from oml.datasets.base import DatasetQueryGallery
 from oml.inference.flat import extract_embeddings
 from oml.lightning.pipelines.train import TrainingReport, extractor_training_pipeline, get_retrieval_loaders
+from oml.losses.triplet import TripletLossWithMiner
 from oml.metrics.per_query import ranking_metrics
 from oml.registry.models import get_extractor_by_cfg
 from oml.registry.transforms import TRANSFORMS_REGISTRY, get_transforms_by_cfg
@@ -103,10 +104,13 @@ def test_a_run_leaves_its_files(train: Train, tmp_path: Path, mock_root: Path) -
 
 
 def test_without_a_run_dir_files_go_where_the_user_is(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert train(run_dir=None, max_epochs=1).run == tmp_path
+    del config["lightning_trainer_extra_args"]["log_every_n_steps"]
+    report = train(run_dir=None)
+    assert report.run == tmp_path
+    assert log_of(report)["triplet_loss_step"].notna().sum() == 2  # once an epoch, as epochs are short
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
     assert Path.cwd() == tmp_path
 
@@ -314,6 +318,36 @@ def test_early_stopping(train: Train) -> None:
     assert state(report.last)["epoch"] == 2  # it had ended
     train(**still, early_stopping={"patience": 3}, resume=str(report.last))
     assert state(report.last)["epoch"] == 3
+
+
+class Fails(TripletLossWithMiner):
+    """At one of its steps."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(margin=None)
+        self.at = at
+
+    def forward(self, features: Tensor, labels: Any) -> Tensor:
+        self.at -= 1
+        if self.at == 0:
+            raise RuntimeError("it fails")
+        return super().forward(features, labels)
+
+
+def test_a_run_that_resumes_within_its_last_epoch_is_validated(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+    monkeypatch.setattr("oml.lightning.pipelines.train.finish", ended.append)  # of loggers
+    changes: dict[str, Any] = {"valid_period": 5, "checkpoint_every_n_steps": 1}
+    with pytest.raises(RuntimeError, match="it fails"):
+        train(**changes, criterion=entity(f"{__name__}.Fails", at=4))
+    assert len(ended) == 1
+    report = train(**changes, criterion=entity(f"{__name__}.Fails", at=0), resume=str(tmp_path / "run"))
+    assert len(ended) == 2
+    log = log_of(report)
+    assert log.loc[log["OVERALL/cmc/1"].notna(), "step"].tolist() == [3]
+    assert report.best.is_file()
 
 
 @pytest.mark.parametrize(("trainer", "changes", "steps"), [
