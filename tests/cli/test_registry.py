@@ -43,7 +43,7 @@ def test_one_entry(oml: Oml) -> None:
         "Arguments:\n"
         "  margin: float | None\n"
         "  miner: ITripletsMiner | None = None\n"
-        "  reduction: Literal['mean', 'sum', 'none'] = 'mean'\n"
+        "  reduction: 'mean' | 'sum' | 'none' = 'mean'\n"
         "  need_logs: bool = False\n"
         "  strict: bool = False\n\n"
         f"# {file}\n{file.read_text()}"
