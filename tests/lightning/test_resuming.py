@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -26,6 +28,7 @@ from torchvision.transforms import v2
 from oml.datasets.base import DatasetWithLabels
 from oml.lightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from oml.lightning.callbacks.early_stopping import EarlyStopping
+from oml.lightning.pipelines.validate import extractor_validation_pipeline, validation_config_of
 from oml.lightning.resuming import RandomState, TrainingLoader, training_loader
 from oml.samplers.balance import BalanceSampler
 from oml.transforms.images.utils import as_callable
@@ -335,14 +338,19 @@ def start(*arguments: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def kill(*arguments: Any) -> None:
-    """Start a run, let it come to the point where it waits, and kill it."""
+def kill(*arguments: Any, of_two: bool = False) -> None:
+    """Start a run, let it come to the point where it waits, and kill it; or the second of its two processes."""
     with start(*arguments) as process:
         assert process.stdout is not None
         while (line := process.stdout.readline()) != "here\n":
             assert line, "it ended before it came there"
-        process.kill()
-        assert process.wait() == -9
+        if of_two:
+            (second,) = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
+            os.kill(int(second), signal.SIGKILL)
+            assert process.wait(timeout=60) != 0
+        else:
+            process.kill()
+            assert process.wait() == -9
 
 
 def losses_of(folder: Path) -> dict[int, str]:
@@ -375,11 +383,14 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_training_by_a_config_that_was_killed_goes_on_bit_for_bit(mock_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_training_by_a_config_that_was_killed_goes_on_bit_for_bit(n: int, mock_root: Path, tmp_path: Path) -> None:
+    """On one device and on two: whichever process is killed, none of them stays."""
     size = {"im_size": 32}
     config = {
-        "seed": 0, "accelerator": "cpu", "devices": 1, "dataset_root": str(mock_root), "dataframe_name": "df.csv",
-        "cache_size": 0, "num_workers": 2, "sampler": None, "bs_train": 4, "bs_val": 8,
+        "seed": 0, "accelerator": "cpu", "devices": n, "dataset_root": str(mock_root), "dataframe_name": "df.csv",
+        "cache_size": 0, "num_workers": 4 // n - 2, "sampler": None, "bs_train": 4 // n, "bs_val": 8,
+        "global_batch": n > 1,
         "transforms_train": {"name": "augs_torch", "args": size},
         "transforms_val": {"name": "norm_resize_torch", "args": size},
         "extractor": {"name": "timm", "args": {"arch": "test_resnet", "weights": None, "normalise_features": False}},
@@ -397,7 +408,7 @@ def test_a_training_by_a_config_that_was_killed_goes_on_bit_for_bit(mock_root: P
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         if n_starts == 2:
-            kill("pipeline", folder, "--wait-at", 9)  # 6 steps make an epoch
+            kill("pipeline", folder, "--wait-at", 9, of_two=n == 2)  # 6 steps make an epoch
             assert torch.load(folder / "run" / "checkpoints" / "last.ckpt")["global_step"] == 8
         with start("pipeline", folder) as process:
             assert process.wait() == 0
@@ -408,3 +419,11 @@ def test_a_training_by_a_config_that_was_killed_goes_on_bit_for_bit(mock_root: P
     assert logs[0]["triplet_loss_step"].dropna().nunique() == 18
     torch.testing.assert_close(checkpoints[1]["state_dict"], checkpoints[0]["state_dict"], rtol=0, atol=0)
     pd.testing.assert_frame_equal(scores[1], scores[0], check_exact=True)
+    if n == 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone = validation_config_of(tmp_path / "unbroken" / "run")
+            extractor_validation_pipeline({**alone, "accelerator": "cpu", "run_dir": str(tmp_path)})
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "metrics.csv"), scores[0], check_exact=True)
+        states = checkpoints[0]["callbacks"]["RandomState"]
+        assert not torch.equal(states["torch"], states["of_further_processes"][0]["torch"])
