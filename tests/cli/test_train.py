@@ -94,6 +94,10 @@ def test_a_training_that_is_stopped(here: Path) -> None:
     done = process("train", "tiny.yaml", "max_epochs=3", "run_dir=run", *stops, *gone)
     assert done.returncode == 130, done.stderr
     assert done.stderr.endswith(": oml train --resume run\noml: stopped.\n")
+    done = process("train", "--resume", "run", "criterion.args.fails_at=0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Restor") == 1
+    assert "is not empty" not in done.stderr
 
 
 def test_what_fails_before_anything_is_written_leaves_nothing(oml: Oml, here: Path) -> None:
@@ -130,6 +134,17 @@ def test_a_sweep(here: Path) -> None:
     assert all(files_in(run) >= FILES | {".hydra/overrides.yaml"} for run in runs)
     assert {path.name for path in here.iterdir()} - {"__pycache__"} == {"data", "tiny.yaml", "of_a_user.py", "all"}
     assert done.stdout.count("Metrics of the best checkpoint") == 4
+
+
+@pytest.mark.slow
+def test_jobs_of_a_sweep_that_fail(here: Path) -> None:
+    gone = ("~criterion.args.margin", "~criterion.args.miner")
+    done = process("train", "tiny.yaml", "-m", "criterion.name=of_a_user.Loss", "+criterion.args.fails_at=1,0,2", *gone)
+    assert done.returncode == 1
+    for step in (1, 2):
+        assert any(f"fails_at={step}" in line and line.endswith(": it fails") for line in done.stderr.splitlines())
+    assert done.stderr.endswith("oml: RuntimeError: it fails (--debug shows where)\n")
+    assert done.stdout.count("Metrics of the best checkpoint") == 1
 
 
 @pytest.mark.parametrize("command", ["train", "validate", "predict"])

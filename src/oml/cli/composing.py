@@ -152,12 +152,13 @@ def loading() -> Iterator[None]:
         gc.freeze()
         gc.enable()
     # what Lightning says that is neither of this training nor for who trains
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_of_training)
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)  # a run resumes
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in str(record.msg)
+def _is_of_training(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("💡 Tip", "Restored all states"))  # what it restores from is told before
 
 
 def _is_override(word: str) -> bool:

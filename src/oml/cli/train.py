@@ -218,8 +218,12 @@ def _job(config: "DictConfig") -> float:
     with open_dict(config):
         config.run_dir = str(folder)
     _, run = _load(best_pipeline(config, _PIPELINES))
-    with _told_how_to_go_on(folder):
-        report = run(config)
+    try:
+        with _told_how_to_go_on(folder):
+            report = run(config)
+    except Exception as error:  # Hydra goes on with the other jobs, and raises the first error at the end
+        typer.echo(f"{' '.join(HydraConfig.get().overrides.task)}: {' '.join(str(error).split())}", err=True)
+        raise
     _show(report)
     return report.score
 

@@ -116,7 +116,7 @@ def config_of_run(run: Path | str) -> dict[str, Any]:
         if not file.is_file():
             raise FileNotFoundError(
                 f"The folder of a training has config.yaml and {CHECKPOINTS_FOLDER}/{BEST}, but there is no "
-                f"{str(file)!r}. The training writes its first checkpoint when it is validated first."
+                f"{str(file)!r}. The training writes it when it is validated first."
             )
     config = dictconfig_to_dict(OmegaConf.load(run / "config.yaml"))  # pyright: ignore[reportArgumentType]
     extractor = _without_weights(config["extractor"])
