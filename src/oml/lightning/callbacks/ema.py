@@ -6,6 +6,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
+from oml.ddp.sharded_classes import shard_classes
+
 
 class EMACallback(EMAWeightAveraging):
     """Validation uses, and checkpoints hold, the exponential moving average of the weights.
@@ -29,6 +31,11 @@ class EMACallback(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.999, **kwargs: Any) -> None:
         super().__init__(decay=decay, use_buffers=False, **kwargs)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average; of proxies that are shared out, of those only that the module is about to keep."""
+        shard_classes(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
