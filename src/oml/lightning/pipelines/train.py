@@ -270,7 +270,8 @@ def _early_stopping(config: dict[str, Any]) -> list[EarlyStopping]:
     if asked is None:
         return []
     monitor = config["metric_for_checkpointing"]
-    args = {"mode": mode_of(monitor), "check_on_train_epoch_end": is_of_training(monitor), "verbose": True}
+    how = {"verbose": True, "log_rank_zero_only": True}
+    args = {"mode": mode_of(monitor), "check_on_train_epoch_end": is_of_training(monitor), **how}
     return [EarlyStopping(monitor, **{**args, **{key: each for key, each in asked.items() if each is not None}})]
 
 
