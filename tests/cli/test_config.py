@@ -137,7 +137,11 @@ BAD_TABLE = "label,path,split,is_query,is_gallery\n0,nowhere.jpg,train,,\n"
         ("train tiny.yaml seed=1,2", "To sweep over it, add --multirun to your command line"),
         ("train tiny.yaml -m seed=1,2 bs_val=8,0", "bs_val=0: bs_val"),
         ("train tiny.yaml -m seed=1,2 max_epoch=1", "oml: the config has no field 'max_epoch' to override;"),
-        ("validate run", "there is no 'run/checkpoints/best.ckpt'. The training writes its first checkpoint"),
+        ("train bad.csv dataset_root=no", "dataset_root: there is no folder 'no'."),
+        ("validate run", "there is no 'run/checkpoints/best.ckpt'. The training writes it when it is validated first."),
+        ("validate broken", "broken/config.yaml"),
+        ("validate tiny.yaml", "that is a training config, for oml train; a validation config is needed, or the"),
+        ("train --recipe cub_predict", "that is a prediction config, for oml predict;"),
         ("validate bad.csv", "'bad.csv' is no config: the name of one ends with .yaml."),
         (
             "predict --recipe cub_predict data_dir=no save_dir=out accelerator=cpu extractor.args.weights=null",
@@ -151,6 +155,9 @@ def test_bad_input_is_one_line_and_writes_nothing(command: str, text: str, oml: 
     Path("bad.csv").write_text(BAD_TABLE)
     Path("run").mkdir()
     Path("run/config.yaml").write_text(Path("tiny.yaml").read_text())
+    Path("broken/checkpoints").mkdir(parents=True)
+    Path("broken/checkpoints/best.ckpt").touch()
+    Path("broken/config.yaml").write_text("seed: [1\n")
     before = set(here.rglob("*"))
     code, output, errors = oml(*command.split())
     assert (code, output) == (2, "")

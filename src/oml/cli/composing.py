@@ -82,22 +82,36 @@ def fields_of(among: Collection[str] = ()) -> set[str]:
 
 def best_pipeline(config: "DictConfig", among: Collection[str] = ()) -> "Pipeline":
     """The one of some pipelines, by default of all, whose fields fit a config best: fewest are missing or unknown."""
+    of_these = [each for name, each in pipelines().items() if not among or name in among]
+    return min(of_these, key=lambda each: _n_wrong(config, each))
+
+
+def _n_wrong(config: "DictConfig", pipeline: "Pipeline") -> int:
     from oml.lightning.pipelines.schema import FREE_FIELDS, REQUIRED
 
-    def n_wrong(pipeline: "Pipeline") -> int:
-        missing = [name for name, field in pipeline.fields.items() if field.default is REQUIRED and name not in config]
-        unknown = [name for name in config if name not in pipeline.fields and name not in FREE_FIELDS]
-        return len(missing) + len(unknown)
-
-    return min((each for name, each in pipelines().items() if not among or name in among), key=n_wrong)
+    missing = [name for name, field in pipeline.fields.items() if field.default is REQUIRED and name not in config]
+    unknown = [name for name in config if name not in pipeline.fields and name not in FREE_FIELDS]
+    return len(missing) + len(unknown)
 
 
 def compose_for(source: Any, overrides: Sequence[str], among: Collection[str] = ()) -> Composed:
-    """Compose a config for the one of some pipelines, by default of all, that fits it best."""
+    """Compose a config for the one of some pipelines, by default of all, that fits it best.
+
+    Raises:
+        ConfigError: if it does not compose, or is a whole config of a pipeline that is none of these.
+    """
+    from oml.configs import ConfigError
     from oml.configs.composing import compose_with_folder
 
     config, folder = compose_with_folder(source, overrides, fields_of(among))
-    return Composed(config, best_pipeline(config, among), folder)
+    pipeline, other = best_pipeline(config, among), best_pipeline(config)
+    if _n_wrong(config, pipeline) > _n_wrong(config, other) == 0:
+        (command,) = (name for name, each in pipelines().items() if each is other)
+        raise ConfigError(
+            f"that is a {other.name} config, for oml {command.partition('-')[0]}; a {pipeline.name} config is needed, "
+            "or the folder of a training."
+        )
+    return Composed(config, pipeline, folder)
 
 
 def load_source(source: str, overrides: Sequence[str], of_run: Callable[[Path], Any] | None = None) -> Any:
@@ -108,6 +122,8 @@ def load_source(source: str, overrides: Sequence[str], of_run: Callable[[Path], 
         overrides: one of ``dataset_root`` says where the images of a table are, if not beside it.
         of_run: makes the config out of the folder of a run; there is none for tables then.
     """
+    from yaml import YAMLError
+
     from oml.configs import ConfigError
 
     try:
@@ -117,8 +133,10 @@ def load_source(source: str, overrides: Sequence[str], of_run: Callable[[Path], 
             with loading():
                 from oml.lightning.pipelines.defaults import default_config
             roots = [value for key, _, value in (each.partition("=") for each in overrides) if key == "dataset_root"]
+            if roots and not Path(roots[-1]).is_dir():
+                raise ConfigError(f"dataset_root: there is no folder {roots[-1]!r}.")
             return default_config(Path(source), Path(roots[-1]) if roots else None)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ModuleNotFoundError, YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return source
 

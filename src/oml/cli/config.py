@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from oml.cli.composing import Debug, Recipe, compose_for, fields_of, import_from_here, load_source, loading, split_words
+from oml.cli.composing import (
+    Debug,
+    Recipe,
+    compose_for,
+    fields_of,
+    import_from_here,
+    load_source,
+    loading,
+    pipelines,
+    split_words,
+)
 
 config = typer.Typer(
     name="config",
@@ -51,13 +61,14 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
     from oml.lightning.pipelines.schema import REQUIRED
 
     source, overrides = split_words(words, recipe)
-    composed = compose_for(load_source(source, overrides), overrides, [purpose] if purpose else ())
+    composed = compose_for(load_source(source, overrides), overrides)
+    pipeline = pipelines()[purpose] if purpose else composed.pipeline
     referred_to = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(composed.config)))
     with suppress(InterpolationToMissingValueError), open_dict(composed.config):  # then as it is
         OmegaConf.resolve(composed.config)
         for name in referred_to & set(composed.config) - fields_of():
             del composed.config[name]  # without which it is complete now
-    fields = composed.pipeline.fields
+    fields = pipeline.fields
     left_out = {
         name: field.default
         for name, field in fields.items()
@@ -71,7 +82,7 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
 
     print_fields(OmegaConf.to_container(composed.config))
     if left_out:
-        typer.echo(f"\n# left out, so at the defaults of a {composed.pipeline.name} config")
+        typer.echo(f"\n# left out, so at the defaults of a {pipeline.name} config")
     print_fields(left_out)
 
 
@@ -92,9 +103,10 @@ def check(words: Words = None, recipe: Recipe = None, purpose: For = None, debug
 
     import_from_here()
     source, overrides = split_words(words, recipe)
-    composed = compose_for(load_source(source, overrides), overrides, [purpose] if purpose else ())
+    composed = compose_for(load_source(source, overrides), overrides)
+    pipeline = pipelines()[purpose] if purpose else composed.pipeline
     with loading():
         from oml.lightning.pipelines.checks import find_problems
-    if problems := find_problems(composed.config, composed.pipeline):
+    if problems := find_problems(composed.config, pipeline):
         raise ConfigError(problems)
-    typer.echo(f"{source}: nothing wrong with this {composed.pipeline.name} config.")
+    typer.echo(f"{source}: nothing wrong with this {pipeline.name} config.")
