@@ -96,6 +96,8 @@ def test_known_fields_need_no_plus(write: Write) -> None:
     ]
     (line,) = findings(config, ["optimzer.args.lr=2"])
     assert "did you mean optimizer.args.lr or" in line
+    (line,) = findings(config, ["lr=2"])
+    assert "did you mean optimizer.args.lr? (" in line
 
 
 def test_null_in_the_place_of_a_group(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

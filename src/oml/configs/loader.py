@@ -89,7 +89,8 @@ def paths_of(node: Any, at: str = "") -> Iterator[str]:
 def _no_field(key: str, override: str, known: Collection[str]) -> str:
     parent = key.rpartition(".")[0]
     beside = sorted(path for path in known if path.rpartition(".")[0] == parent)
-    if near := get_close_matches(key, beside or sorted(known)):
+    deeper = sorted(path for path in known if path.endswith(f".{key}"))
+    if near := deeper or get_close_matches(key, beside or sorted(known)):
         hint = f"did you mean {' or '.join(near)}?"
     else:
         hint = f"there are {', '.join(beside)}." if beside and parent else "`oml config show` prints the fields."
