@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -18,6 +19,7 @@ from oml.ddp.sharded_classes import clip_norm_with_shards, gather_shards, shard_
 from oml.ddp.utils import get_world_size_safe, is_main_process
 from oml.interfaces.models import IExtractor, IFreezable
 from oml.lightning.modules.ddp import ModuleDDP
+from oml.lightning.modules.fsdp import share_out_parameters
 
 _MEAN_LOSS_KEY = "mean_loss"  # in checkpoints
 _LENGTH_KEYS = {"total_steps", "_schedule_phases"}  # in the state of OneCycleLR
@@ -147,6 +149,17 @@ class ExtractorModule(pl.LightningModule):
             self._sharded = shard_classes(self)
             own = [f"criterion.{name}" for name, _ in self.criterion.named_buffers()]
             self._ddp_params_and_buffers_to_ignore = [*self._sharded, *own]  # by DistributedDataParallel
+
+    def configure_model(self) -> None:
+        """Share out parameters, if the trainer has the strategy for it."""
+        if isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
+            if self._sharded:
+                raise ValueError(
+                    f"{type(self.criterion).__name__} shares out its proxies itself: that goes with strategy='ddp', "
+                    "not with fsdp."
+                )
+            networks = [each for each in (self.model, self.criterion) if each is not None]
+            share_out_parameters(networks, self.optimizer, strategy.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
         """Freeze or unfreeze: a run that resumes in the midst of an epoch has no start of this epoch."""

@@ -78,6 +78,8 @@ def trainer_problems(args: Mapping[str, Any], place: str) -> list[str]:
     if not problems and args:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
         trainer: dict[str, Any] = {"accelerator": "cpu", "devices": 1, **quiet, **args}
+        if args.get("strategy") == "fsdp":  # the pipelines make one of their own of that
+            del trainer["strategy"]
         with quiet_lightning():
             tried(problems, place, lambda: pl.Trainer(**trainer))
     return problems

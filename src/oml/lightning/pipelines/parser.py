@@ -15,6 +15,7 @@ from oml.const import TCfg
 from oml.datasets.base import DatasetWithLabels
 from oml.interfaces.samplers import IBatchSampler
 from oml.lightning.callbacks.checkpoints import BestCheckpoint
+from oml.lightning.modules.fsdp import fsdp_strategy
 from oml.registry.samplers import SAMPLERS_CATEGORIES_BASED, SAMPLERS_REGISTRY, get_sampler_by_cfg
 from oml.registry.schedulers import get_scheduler_by_cfg
 from oml.utils.misc import dictconfig_to_dict
@@ -69,6 +70,25 @@ def n_processes(cfg: TCfg) -> int:
     devices = parse_engine_params_from_config(cfg)["devices"]
     extra: dict[str, Any] = _plain(cfg).get("lightning_trainer_extra_args") or {}
     return (devices if isinstance(devices, int) else len(devices)) * (extra.get("num_nodes") or 1)
+
+
+def parse_strategy_from_config(cfg: TCfg) -> Any:
+    """How processes share the work, for Lightning's ``Trainer``: ``ddp``, unless the config says another.
+
+    ``fsdp``, in ``lightning_trainer_extra_args``, is torch's FSDP2: parameters are shared out too.
+
+    Example:
+        >>> parse_strategy_from_config({"accelerator": "cpu", "devices": 2, "freeze_n_epochs": 1})
+        'ddp_find_unused_parameters_true'
+    """
+    config = _plain(cfg)
+    asked = (config.get("lightning_trainer_extra_args") or {}).get("strategy")
+    if asked == "fsdp":
+        return fsdp_strategy(n_processes(cfg))
+    strategy = parse_engine_params_from_config(cfg)["strategy"] if asked is None else asked
+    if strategy == "ddp" and config.get("freeze_n_epochs"):
+        return "ddp_find_unused_parameters_true"  # those that are frozen get no gradients
+    return strategy
 
 
 def check_is_config_for_ddp(params: Mapping[str, Any]) -> bool:

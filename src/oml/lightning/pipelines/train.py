@@ -32,6 +32,7 @@ from oml.lightning.pipelines.parser import (
     parse_precision_from_config,
     parse_sampler_from_config,
     parse_scheduler_from_config,
+    parse_strategy_from_config,
     run_folder,
 )
 from oml.lightning.pipelines.schema import TRAINING
@@ -115,11 +116,8 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
     averages = [EMACallback(config["ema_decay"])] if config["ema_decay"] else []
     # not by Lightning, which would put it behind the callback that has to know of it
     timers = [Timer(max_time)] if (max_time := extra.pop("max_time", None)) else []
-    engine = parse_engine_params_from_config(config)
-    if engine["strategy"] == "ddp" and config["freeze_n_epochs"]:
-        engine["strategy"] = "ddp_find_unused_parameters_true"  # those that are frozen get no gradients
     settings = {
-        **engine,
+        **parse_engine_params_from_config(config),
         "precision": parse_precision_from_config(config),
         "max_epochs": config["max_epochs"],
         "check_val_every_n_epoch": config["valid_period"],
@@ -130,6 +128,7 @@ def extractor_training_pipeline(cfg: TCfg) -> TrainingReport:
         "logger": logger,
         "plugins": [AtomicCheckpointIO()],
         **extra,
+        "strategy": parse_strategy_from_config(config),
         "callbacks": [
             *averages,
             RandomState(),

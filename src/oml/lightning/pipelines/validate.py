@@ -21,6 +21,7 @@ from oml.lightning.pipelines.parser import (
     parse_engine_params_from_config,
     parse_logger_from_config,
     parse_precision_from_config,
+    parse_strategy_from_config,
     run_folder,
 )
 from oml.lightning.pipelines.schema import VALIDATION
@@ -73,6 +74,7 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
         "enable_checkpointing": False,
         "enable_model_summary": False,
         **(config.get("lightning_trainer_extra_args") or {}),
+        "strategy": parse_strategy_from_config(config),
         "callbacks": [*callbacks],  # to which Lightning adds its own
     }
     module = ExtractorModuleDDP(None, loaders, lay_out(get_extractor_by_cfg(config["extractor"])))
