@@ -15,8 +15,10 @@ def run_processes(function: Callable[..., None], *args: Any, folder: Path, n: in
 
     ``function`` stands at the top of its module; it writes what it finds into files. ``folder`` is for the rendezvous.
     """
-    context = mp.get_context("spawn")
-    mp.start_processes(_run, (n, folder / "rendezvous", context.Barrier(n), function, args), n, start_method="spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.processes", "oml.registry.loggers"])  # torch and Lightning: once
+    arguments = n, folder / "rendezvous", context.Barrier(n), function, args
+    mp.start_processes(_run, arguments, n, start_method="forkserver")
 
 
 def _run(rank: int, n: int, rendezvous: Path, all_done: Any, function: Callable[..., None], args: Any) -> None:
