@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from oml.lightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 
 NAN = float("nan")
+ON_A_FULL_DISK = """
+import resource, signal, sys, torch
+from oml.lightning.callbacks.checkpoints import AtomicCheckpointIO
+
+AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(10)}, "last.ckpt")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+try:
+    AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(5_000)}, "last.ckpt")
+except OSError as error:
+    print(error.filename)
+print(torch.load("last.ckpt")["a"].shape)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +56,14 @@ class Scripted(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.layer.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path: Path) -> None:
+    command = [sys.executable, "-B", "-c", ON_A_FULL_DISK]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "last.ckpt\ntorch.Size([10])\n", done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def fit(

@@ -26,9 +26,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            OSError: the disk is full, for one; the file that was there stays.
+        """
         with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except (OSError, RuntimeError) as error:  # in the place of the first, torch raises the second
+                reason = error if isinstance(error, OSError) else error.__context__
+                if not isinstance(reason, OSError):
+                    raise
+                raise OSError(reason.errno, reason.strerror, str(path)) from error
 
 
 def mode_of(monitor: str) -> str:
