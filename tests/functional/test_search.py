@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oml.functional import search
-from oml.functional.pair_blocks import Block, PairBlocks
-from oml.functional.search import Neighbours, _fastest_product, exact_search
+from oml.functional.pair_blocks import BLOCK, Block, PairBlocks
+from oml.functional.search import Neighbours, _fastest_product, exact_search, joined
 
 
 def literal(
@@ -145,6 +146,60 @@ def test_a_set_with_itself_follows_the_definition(
         memory_budget=budget,
     )
     assert_same(found, literal(x, x, top_k, items, items, distance))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 130),
+    levels=st.sampled_from([2, 5, 1000]),
+    top_k=st.sampled_from([1, 2, 5, 31, 200]),
+    n_items=st.sampled_from([0, 2, 1000]),
+    with_itself=st.booleans(),
+    n_shares=st.integers(2, 4),
+    budget=st.sampled_from([50_000, 512 * 2**20]),
+    seed=st.integers(0, 999),
+)
+def test_shares_make_the_result(
+    n: int, levels: int, top_k: int, n_items: int, with_itself: bool, n_shares: int, budget: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(levels, (n, 2), generator=generator).float()
+    galleries = x if with_itself else x.flip(0)
+    items = torch.randint(n_items, (n,), generator=generator) if n_items else None
+    search = partial(exact_search, x, galleries, top_k, query_items=items, gallery_items=items, memory_budget=budget)
+    found = joined([search(share=(i, n_shares)) for i in range(n_shares)])
+    assert all(map(torch.equal, found, search()))
+
+
+@pytest.mark.parametrize("with_itself", [True, False])
+def test_shares_are_of_one_size_and_nothing_is_looked_at_twice(
+    with_itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visited: list[Any] = []
+    visit = PairBlocks.visit
+    monkeypatch.setattr(
+        PairBlocks, "visit", lambda self, blocks, look: visited.extend(blocks) or visit(self, blocks, look)
+    )
+    x = torch.randn(5 * BLOCK, 8, generator=torch.Generator().manual_seed(0))
+    search = partial(exact_search, x, x if with_itself else x.clone(), 3)
+    search()
+    whole, counts = sorted(visited), []
+    assert len(whole) == (15 if with_itself else 25)
+    visited.clear()
+    for i in range(3):
+        search(share=(i, 3))
+        counts.append(len(visited) - sum(counts))
+    assert sorted(visited) == whole
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("share", [(1, 1), (-1, 2), (0, 0)])
+def test_shares_that_there_are_not(share: tuple[int, int]) -> None:
+    x = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="takes as share"):
+        exact_search(x, x, 1, share=share)
+    with pytest.raises(ValueError, match="for L2 only"):
+        exact_search(x + 1, x + 1, 1, share=(0, 2), distance="cosine")
 
 
 def test_ranking_by_hand() -> None:

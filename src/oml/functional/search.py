@@ -1,6 +1,6 @@
 """Exact search: for every query its nearest galleries, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -50,6 +50,7 @@ def exact_search(
     distance: Literal["l2", "cosine"] = "l2",
     product_dtype: torch.dtype | None = None,
     memory_budget: int = 512 * 2**20,
+    share: tuple[int, int] = (0, 1),
 ) -> Neighbours:
     """The ``min(top_k, gallery)`` nearest galleries of every query.
 
@@ -78,6 +79,8 @@ def exact_search(
             is faster: bfloat16 on CPUs that multiply in it, from 2^28 pairs of float32 vectors of size 256 on.
         memory_budget: Bytes to use beyond inputs and outputs, besides a few numbers per vector. Blocks of
             32 queries and 32 galleries are always allowed, and a few candidates per query.
+        share: ``(i, n)`` for part ``i`` of the work that ``n`` processes share: the nearest among a part of the pairs,
+            of which :func:`joined` makes the result; L2 only.
 
     Raises:
         ValueError: Wrong shapes, devices, dtypes or ``top_k``; embeddings that are not finite or too large to be
@@ -99,6 +102,10 @@ def exact_search(
     """
     dtype = torch.promote_types(torch.promote_types(queries.dtype, galleries.dtype), torch.float32)
     _check_options(top_k, distance, product_dtype, dtype)
+    if not 0 <= share[0] < share[1] or (share[1] > 1 and distance != "l2"):
+        raise ValueError(
+            f"exact_search takes as share (i, n) with 0 <= i < n, for L2 only, got {share} and {distance}."
+        )
     check_pairs("exact_search", queries, galleries, memory_budget, items=(query_items, gallery_items))
     device = queries.device
     symmetric = _same(queries, galleries)
@@ -119,11 +126,28 @@ def exact_search(
         product_dtype or _fastest_product(queries, galleries, dtype),
         memory_budget,
         None,
+        share,
     )
     ids, distances = _search(task)
     if distance == "cosine":
         distances = distances.double().square_().div_(2).to(dtype)
     return Neighbours(ids.to(device), distances.to(device))
+
+
+def joined(shares: Sequence[Neighbours]) -> Neighbours:
+    """The result of a search of which each share has looked at a part of the pairs, bit for bit that of one.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> joined([exact_search(points, points, 2, share=(i, 2)) for i in range(2)]).ids
+        tensor([[0, 1],
+                [1, 0],
+                [2, 1]])
+    """
+    ids, distances = (torch.cat(parts, dim=1) for parts in zip(*shares, strict=True))
+    order = ids.argsort(dim=1)
+    order = order.gather(1, distances.gather(1, order).argsort(dim=1, stable=True))[:, : shares[0].ids.shape[1]]
+    return Neighbours(ids.gather(1, order), distances.gather(1, order))
 
 
 class _Task(NamedTuple):
@@ -135,6 +159,7 @@ class _Task(NamedTuple):
     product_dtype: torch.dtype
     memory_budget: int
     among_copies: Tensor | None  # whether a query's places are all taken by copies of it
+    share: tuple[int, int] = (0, 1)
 
     def of_queries(self, which: Tensor | slice) -> "_Task":
         query_items, among_copies = (
@@ -266,6 +291,8 @@ class _Search:
         ids, distances = _nothing(self.task)
 
         def settle(row: int) -> None:
+            if not self.held[row]:  # this share has none of its blocks
+                return
             q, (pairs,) = row * self.n_rows, self.held[row]
             nearest, of_nearest, _ = self.nearest(q, pairs)
             places = q + nearest.row, _rank(nearest.row)
@@ -276,6 +303,7 @@ class _Search:
 
     def rounds(self) -> Iterator[list[tuple[int, int]]]:
         """Blocks by row and column; a round has as many of each row, so that all limits rise alike."""
+        own, n_shares = self.task.share
         n, m = self.blocks.n_query_blocks, self.blocks.n_gallery_blocks
         n_steps = n // 2 + 1 if self.blocks.symmetric else m
         first = 0
@@ -286,7 +314,7 @@ class _Search:
                 for row in range(n)
                 for step in range(first, last)
                 # in the last step of an even number, half of the blocks are the others transposed
-                if not self.blocks.symmetric or 2 * step < n or row < n // 2
+                if (row + step) % n_shares == own and (not self.blocks.symmetric or 2 * step < n or row < n // 2)
             ]
             first = last
 
@@ -370,7 +398,7 @@ class _Search:
 
     def merge(self, row: int) -> None:
         """What the queries of a row of blocks hold becomes one, with the limits that follow from it."""
-        if len(self.held[row]) == 1:
+        if len(self.held[row]) < 2:
             return
         q = row * self.n_rows
         pairs = _sorted(_Pairs(*map(torch.cat, zip(*self.held[row], strict=True))))

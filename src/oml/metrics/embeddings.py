@@ -1,12 +1,11 @@
 """Retrieval metrics of an epoch's embeddings, overall and by category, with pictures of the mistakes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pprint import pformat
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -25,11 +24,12 @@ from oml.const import (
     Y1_KEY,
     Y2_KEY,
 )
-from oml.ddp.utils import gather_rows, get_world_size_safe, in_all_processes
+from oml.ddp.search import search_in_all_processes
 from oml.functional.distances import elementwise_dist
 from oml.functional.metrics import calc_distance_matrix, reduce_metrics
 from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranks import relevant_ranks
+from oml.functional.search import Neighbours, exact_search
 from oml.functional.statistics import Interval, bootstrap_intervals
 from oml.functional.topology import pcf
 from oml.functional.verification import verification_metrics
@@ -398,9 +398,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         return {**rates}
 
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
-        return self._search(is_query, top_k, self.on_missing)
+        return self._search(is_query, top_k, exact_search)
 
-    def _search(self, is_query: Tensor, top_k: int, on_missing: Literal["raise", "ignore", "keep"]) -> RetrievalResults:
+    def _search(self, is_query: Tensor, top_k: int, search: Callable[..., Neighbours]) -> RetrievalResults:
         return RetrievalResults.from_embeddings(
             self._stored(self.embeddings_key),
             labels=self._stored(self.labels_key),
@@ -408,8 +408,9 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_gallery=self._stored(self.is_gallery_key).bool(),
             top_k=top_k,
             sequences=None if self.sequence_key is None else self._stored(self.sequence_key),
-            on_missing=on_missing,
+            on_missing=self.on_missing,
             product_dtype=self.product_dtype,
+            search=search,
         )
 
     def ready_to_visualize(self) -> bool:
@@ -475,7 +476,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             is_query = torch.zeros(len(self.acc.storage[self.is_query_key]), dtype=torch.bool)
             is_query[chosen] = True
             rows = torch.searchsorted(chosen, results.query_ids[rows]).tolist()
-            results = self._search(is_query, n_instances, self.on_missing)  # here alone: one process draws
+            results = self._search(is_query, n_instances, exact_search)  # here alone: one process draws
         paths = [str(path) for path in self.acc.storage[PATHS_KEY]]
         if verbose:
             for query, row in zip(query_ids, rows, strict=True):
@@ -585,23 +586,5 @@ class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
         self.acc = self.acc.sync()
 
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
-        """Each process searches for its block of the queries."""
-        n = get_world_size_safe()
-        if n < 2 or not is_query.any():
-            return super()._retrieve(is_query, top_k)
-        queries = is_query.nonzero().squeeze(1)
-        own = queries.tensor_split(n)[dist.get_rank()]
-        chosen = torch.zeros_like(is_query)
-        chosen[own if len(own) else queries[:1]] = True  # without queries there is no search
-        part = in_all_processes(lambda: self._search(chosen, top_k, "keep"))
-        sequences = None if self.sequence_key is None else self._stored(self.sequence_key)[queries]
-        whole = RetrievalResults(
-            queries,
-            self._stored(self.labels_key)[queries],
-            part.gallery_ids,
-            part.gallery_labels,
-            *(gather_rows(each[: len(own)]) for each in (part.retrieved_ids, part.distances)),
-            query_sequences=sequences,
-            gallery_sequences=part.gallery_sequences,
-        )
-        return RetrievalResults.merge([whole], on_missing=self.on_missing)
+        """Each process does its share of the search."""
+        return self._search(is_query, top_k, search_in_all_processes)

@@ -1,6 +1,6 @@
 """What a search found: the one value between embeddings and everything after them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oml.const import IS_GALLERY_COLUMN, IS_QUERY_COLUMN, SEQUENCE_COLUMN
 from oml.functional.nothing_to_find import rows_to_evaluate
-from oml.functional.search import exact_search
+from oml.functional.search import Neighbours, exact_search
 from oml.utils.io import atomic_path
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class RetrievalResults:
         distance: Literal["l2", "cosine"] = "l2",
         product_dtype: torch.dtype | None = None,
         memory_budget: int = 512 * 2**20,
+        search: Callable[..., Neighbours] = exact_search,
     ) -> "RetrievalResults":
         """Search with the queries in the galleries of a data set; an item never finds itself.
 
@@ -175,6 +176,7 @@ class RetrievalResults:
             on_missing: what to do about queries that have nothing to find: ``raise``, or ``ignore`` to leave them
                 out, with a warning; or ``keep``, if galleries of other parts are yet to be merged.
             distance, product_dtype, memory_budget: see :func:`oml.functional.search.exact_search`.
+            search: what does it, such as :func:`oml.ddp.search.search_in_all_processes`.
 
         Raises:
             NothingToFindError: see ``on_missing``; the text has their number and the first rows. Also raised if
@@ -235,7 +237,7 @@ class RetrievalResults:
             )
             queries = queries[rows_to_evaluate(n_relevant, on_missing, ids=ids[queries], labels=labels[queries])]
         own = _numbers(ids, sequences, int(ids.amax()) + 1)
-        found = exact_search(
+        found = search(
             _take(embeddings, queries),
             _take(embeddings, galleries),
             top_k,
