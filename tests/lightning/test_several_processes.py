@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.metric import MetricValCallback, MetricValCallbackDDP
 from oml.lightning.modules.extractor import ExtractorModuleDDP
+from oml.lightning.modules.fsdp import fsdp_strategy
 from oml.lightning.resuming import training_loader
 from oml.losses.arcface import ArcFaceLoss
 from oml.losses.contrastive import SupConLoss
@@ -70,7 +71,7 @@ class Net(IExtractor):
 def trainer(rank: int, n: int, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
     if n > 1:  # as a launcher tells its processes
         os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(n))
-        settings |= {"devices": n, "strategy": "ddp"}
+        settings = {"devices": n, "strategy": "ddp", **settings}
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return pl.Trainer(accelerator="cpu", **{"devices": 1, **quiet, "callbacks": [*callbacks], **settings})
 
@@ -84,18 +85,18 @@ def validated(rank: int, n: int, size: int, batch_size: int) -> tuple[dict[str, 
     return callback.metric.metrics, callback.metric  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def trained(rank: int, n: int, criterion: str, global_batch: bool, all_at_once: int = 8) -> dict[str, Tensor]:
+def trained(rank: int, n: int, criterion: str, global_batch: bool = False, **settings: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
     net, points = Net(), Points(24)
     points.labels %= 3
     loss: nn.Module = SupConLoss() if criterion == "supcon" else ArcFaceLoss(3, 3)
     optimizer = torch.optim.SGD([*net.parameters(), *loss.parameters()], lr=0.1, momentum=0.9)
-    loader = training_loader(points, None, all_at_once // n, seed=0, num_workers=0)
+    loader = training_loader(points, None, 8 // n, seed=0, num_workers=0)
     module = ExtractorModuleDDP(loader, None, net, loss, optimizer, global_batch=global_batch)
-    run = trainer(rank, n, max_epochs=3, gradient_clip_val=1.0)
+    run = trainer(rank, n, max_epochs=3, gradient_clip_val=1.0, **settings)
     run.fit(module)
     losses = {name: value for name, value in run.callback_metrics.items() if name.endswith("loss_epoch")}
-    return {**module.state_dict(), **losses}
+    return {**run.strategy.lightning_module_state_dict(), **losses}
 
 
 def _validate(rank: int, folder: str) -> None:
@@ -117,20 +118,23 @@ def test_three_processes_evaluate_each_item_once_and_find_what_one_does(tmp_path
 
 
 def _train(rank: int, folder: str) -> None:
-    runs = [trained(rank, 2, "supcon", True), trained(rank, 2, "supcon", False), trained(rank, 2, "arcface", False)]
-    torch.save([*runs, trained(rank, 2, "arcface", True)], Path(folder) / f"{rank}.pt")
+    runs = [trained(rank, 2, criterion, shared) for criterion in ("supcon", "arcface") for shared in (True, False)]
+    torch.save(runs, Path(folder) / f"{rank}.pt")
+    of_shares = trained(rank, 2, "arcface", strategy=fsdp_strategy(2))  # whole in rank 0
+    torch.save(of_shares, Path(folder) / f"fsdp{rank}.pt")
 
 
 def test_two_processes_train_as_one_does_with_the_batches_of_both(tmp_path: Path) -> None:
     run_processes(_train, str(tmp_path), folder=tmp_path)
     by_rank = [load(tmp_path, rank) for rank in (0, 1)]
-    supcon, arcface = trained(0, 1, "supcon", False), trained(0, 1, "arcface", False)
-    for shared, alone, plain, shared_too in by_rank:
+    supcon, arcface = trained(0, 1, "supcon"), trained(0, 1, "arcface")
+    for shared, alone, shared_too, plain in by_rank:
         torch.testing.assert_close(shared, supcon)
         torch.testing.assert_close(plain, arcface)
         torch.testing.assert_close(shared_too, arcface)
         assert not torch.allclose(alone["model.layer.weight"], supcon["model.layer.weight"], rtol=1e-3)
     torch.testing.assert_close(by_rank[0], by_rank[1], rtol=0, atol=0)
+    torch.testing.assert_close(torch.load(tmp_path / "fsdp0.pt"), arcface)
 
 
 def _refused(rank: int, folder: str) -> None:
