@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oml.interfaces.models import IExtractor
+from oml.lightning.callbacks.checkpoints import LastCheckpoint
 from oml.lightning.callbacks.metric import MetricValCallback, MetricValCallbackDDP
 from oml.lightning.modules.extractor import ExtractorModuleDDP
 from oml.lightning.modules.fsdp import fsdp_strategy
-from oml.lightning.resuming import training_loader
+from oml.lightning.resuming import RandomState, training_loader
 from oml.losses.arcface import ArcFaceLoss
 from oml.losses.contrastive import SupConLoss
 from oml.metrics.embeddings import EmbeddingMetrics, EmbeddingMetricsDDP
@@ -205,6 +207,43 @@ def test_a_share_goes_on_where_it_was() -> None:
         each.load_state_dict(state)
     found = zip(*([batch["idx"].tolist() for batch in each] for each in further), strict=True)
     assert [batch for step in found for batch in step] == of_all[6:18]
+
+
+class Stop(Exception):
+    """Of a run."""
+
+
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    """A process with every second batch, that is interrupted; then one with all."""
+
+    class Noting(ExtractorModuleDDP):
+        ids: list[list[int]]
+        stop_after = 1000
+
+        def training_step(self, batch: dict[str, Any], batch_idx: int = 0, *_: Any) -> Tensor:
+            if len(self.ids) == self.stop_after:
+                raise Stop
+            self.ids.append(batch["idx"].tolist())
+            return super().training_step(batch, batch_idx)
+
+    def run(loader: DataLoader, stop_after: int = 1000, checkpoint: Path | None = None) -> Noting:
+        net, loss = Net(), ArcFaceLoss(3, 20)
+        module = Noting(loader, None, net, loss, torch.optim.SGD([*net.parameters(), *loss.parameters()], 0.1))
+        module.ids, module.stop_after = [], stop_after
+        fit = trainer(0, 1, RandomState(), LastCheckpoint(tmp_path, 3), max_epochs=2, enable_checkpointing=True).fit
+        with pytest.raises(Stop) if stop_after < 1000 else nullcontext():
+            fit(module, ckpt_path=checkpoint)
+        return module
+
+    whole = training_loader(Points(40), None, 2, 0, 0)
+    of_first_epoch, of_second_epoch = ([batch["idx"].tolist() for batch in whole] for _ in range(2))
+    assert run(training_loader(Points(40), None, 2, 0, 0).shared_out(2, 0), 5).ids == of_first_epoch[:10:2]
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert (checkpoint["n_processes"], checkpoint["global_step"]) == (1, 3)
+    torch.save({**checkpoint, "n_processes": 2}, tmp_path / "of_two.ckpt")
+    module = run(training_loader(Points(40), None, 2, 0, 0), checkpoint=tmp_path / "of_two.ckpt")
+    assert module.ids == [*of_first_epoch[6:], *of_second_epoch]
+    assert (module.trainer.current_epoch, module.trainer.global_step) == (2, 3 + 14 + 20)
 
 
 def test_too_few_items_for_a_batch_in_each_process() -> None:

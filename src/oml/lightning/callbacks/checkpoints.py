@@ -16,6 +16,7 @@ from oml.utils.io import atomic_path
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 _REST = 20  # times as long as it took to write a checkpoint
+_N_PROCESSES = "n_processes"  # in checkpoints
 _BETWEEN_EPOCHS, _WITHIN_EPOCH = "between epochs", "within an epoch"
 
 
@@ -194,10 +195,20 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Between epochs, say that none is under way, and as everywhere which one was trained last."""
+        checkpoint[_N_PROCESSES] = trainer.world_size
         if self._place == _BETWEEN_EPOCHS:
             for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
                 progress["ready"] = progress["started"] = progress["completed"]
             checkpoint["epoch"] = max(0, checkpoint["epoch"] - 1)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the batches of an epoch that were trained on as those of as many processes as there are today."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        done = progress["ready"]
+        today = done * checkpoint.get(_N_PROCESSES, trainer.world_size) // trainer.world_size
+        progress.update({stage: max(0, n + today - done) for stage, n in progress.items() if stage != "is_last_batch"})
 
     def _save_between_epochs(self, trainer: pl.Trainer) -> None:
         self._flush(trainer)
