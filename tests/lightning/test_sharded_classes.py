@@ -30,6 +30,7 @@ PROXIES = torch.arange(N_LABELS * DIM).reshape(N_LABELS, DIM) % 4 - 1.3
 def _lightning_warns_of_what_tests_want() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("error", "You're using the WeightAveraging callback")
         yield
 
 

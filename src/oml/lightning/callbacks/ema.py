@@ -1,5 +1,6 @@
 """Averages of weights."""
 
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,7 +36,9 @@ class EMACallback(EMAWeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the average; of proxies that are shared out, of those only that the module is about to keep."""
         shard_classes(pl_module)
-        super().setup(trainer, pl_module, stage)
+        with warnings.catch_warnings():  # what ExtractorModule does there is for strategies that share out parameters
+            warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
+            super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
