@@ -26,7 +26,7 @@ from oml.inference.embedding_files import (
     write_embeddings,
 )
 from oml.inference.fast import Inference
-from oml.inference.flat import extract_embeddings
+from oml.inference.flat import extract_embeddings, inference_on_images
 from oml.interfaces.models import IExtractor
 from oml.utils.download_mock_dataset import download_mock_dataset
 
@@ -324,6 +324,21 @@ def test_processes_write_shards_and_one_json(broken: list[str], tmp_path: Path) 
     assert list(found) == broken[2:-1]
     torch.testing.assert_close(torch.tensor(list(found.values())), expected)
     assert torch.load(tmp_path / "0.pt") == torch.load(tmp_path / "1.pt") == [0, 1, len(broken) - 1]
+
+
+def _fail_everywhere(rank: int, paths: list[str], out: Path) -> None:
+    with pytest.raises(UnreadableImageError, match="broken"):  # an image of the first process
+        write_embeddings(Mean(), ListDataset(paths), out / "e.safetensors", 2)
+    with pytest.raises(UnreadableImageError, match="broken"):
+        inference_on_images(Mean(), paths, None, 0, 2)
+
+
+@pytest.mark.slow
+def test_an_image_that_one_process_cannot_read_ends_all(broken: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    run_processes(_fail_everywhere, broken[:-1], out, folder=tmp_path, n=2)
+    assert list(out.iterdir()) == []
 
 
 _KILLED = """

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from oml.const import EMBEDDINGS_KEY, LABELS_KEY, PATHS_KEY
 from oml.datasets.image_files import OnUnreadable
+from oml.ddp.utils import in_all_processes
 from oml.inference._batches import Batch, Unreadable, embed_batches, patient_bar, rank_and_world, share
 from oml.inference.fast import Inference
 from oml.interfaces.models import IExtractor
@@ -385,11 +386,11 @@ def write_embeddings(
                 writer.write(embeddings, batch.ids, **columns)
 
         on_progress = stack.enter_context(patient_bar("Computing embeddings", verbose))
-        unreadable = embed_batches(
+        unreadable = in_all_processes(lambda: embed_batches(
             extractor, dataset, share(total, rank, world), consume, batch_size=batch_size, num_workers=num_workers,
             by_extract=True, use_fp16=use_fp16, inference=inference, on_unreadable=on_unreadable,
             on_progress=on_progress,
-        )  # fmt: skip
+        ))  # fmt: skip
         everyone: list[Any] = [unreadable]
         if world > 1:
             everyone = [None] * world

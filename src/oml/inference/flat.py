@@ -18,6 +18,7 @@ from oml.const import BBOXES_COLUMNS, EMBEDDINGS_KEY, PATHS_COLUMN, SPLIT_COLUMN
 from oml.datasets.base import BaseDataset
 from oml.datasets.list_dataset import ListDataset, TBBoxes
 from oml.datasets.table import check_retrieval_dataframe_format, read_table
+from oml.ddp.utils import in_all_processes
 from oml.inference._batches import (
     Batch,
     all_rows,
@@ -227,7 +228,9 @@ def inference_on_dataframe(
 def _embed(model: nn.Module, dataset: Any, on_cpu: bool, **how: Any) -> Tensor:
     """The rows of all items: those of all processes."""
     ids = share(len(dataset), *rank_and_world())
-    rows = _rows(model, dataset, ids, on_cpu, dtype=torch.float32, **how) if len(ids) else None
+    rows = in_all_processes(
+        lambda: _rows(model, dataset, ids, on_cpu, dtype=torch.float32, **how) if len(ids) else None
+    )
     return all_rows(rows, len(dataset), torch.device("cpu") if on_cpu else device_of(model))
 
 
