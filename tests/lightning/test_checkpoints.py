@@ -165,6 +165,14 @@ def test_short_epochs_share_a_checkpoint(
     assert steps_of_last_checkpoints(tmp_path, every, wait, n_batches=2, max_epochs=4) == steps
 
 
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 half a file"])
+def test_a_damaged_checkpoint_is_called_so(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"cannot go on from '{file}', which is damaged.* best.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(file)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None:
     writer, file = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     writer.save_checkpoint({"epoch": 0}, file)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
+from pickle import UnpicklingError
 from time import monotonic
 from typing import Any
 
@@ -41,6 +42,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if not isinstance(reason, OSError):
                     raise
                 raise OSError(reason.errno, reason.strerror, str(path)) from error
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: the file is damaged, or is something else.
+        """
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(
+                f"A training cannot go on from {str(path)!r}, which is damaged or no checkpoint: "
+                f"{' '.join(str(error).split())[:100]} ... Resume from another file, such as best.ckpt, or train anew."
+            ) from error
 
 
 def mode_of(monitor: str) -> str:
