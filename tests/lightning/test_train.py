@@ -398,12 +398,6 @@ def test_further_validation_tables_may_be_watched(train: Train, mock_root: Path)
     assert set(pd.read_csv(report.run / "metrics.csv")["table"].fillna("")) == {"", "boxes"}
 
 
-def test_several_devices_are_refused(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="in this version a training is on one device; got 2"):
-        train(devices=2)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_wrong_config_leaves_nothing(train: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bs_valid"):
         train(bs_valid=8)
