@@ -291,8 +291,12 @@ def clip_norm_with_shards(module: nn.Module, optimizer: Optimizer, max_norm: int
     """
     shards = {id(loss.weight) for _, loss in _sharded_losses(module)}
     parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-    of_shards = get_total_norm([each.grad for each in parameters if id(each) in shards])
-    of_others = get_total_norm([each.grad for each in parameters if id(each) not in shards])
+    if not parameters:
+        return torch.zeros(())
+    of_shards, of_others = (
+        get_total_norm([each.grad for each in parameters if (id(each) in shards) == among]).to(parameters[0].device)
+        for among in (True, False)
+    )
     norm = (_reduced(of_shards.square(), dist.ReduceOp.SUM) + of_others.square()).sqrt()
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
