@@ -57,6 +57,33 @@ def test_train_validate_predict_and_go_on(oml: Oml, here: Path) -> None:
     assert OmegaConf.load(run / "config.yaml").max_epochs == 2
 
 
+def test_several_processes(oml: Oml, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, errors = oml("train", "tiny.yaml", "--multirun", "seed=0,1", "devices=2", "accelerator=cpu")
+    assert (code, errors.splitlines()[-1][:58]) == (2, "oml: devices: a job of --multirun is one process, not 2. T")
+    launched = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    code, _, errors = oml("train", "tiny.yaml", "devices=2", "accelerator=cpu")
+    assert (code, errors) == (2, "oml: run_dir: several processes need one folder for all. Name it by run_dir=...\n")
+    assert not Path("runs").exists()
+    assert not Path("multirun").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["lightning", "torchrun"])
+def test_two_processes_make_one_run(of: str, here: Path) -> None:
+    options = ("tiny.yaml", "devices=2", "accelerator=cpu", "global_batch=true")
+    command = [str(Path(sys.executable).parent / "oml"), "train", *options]
+    if of == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node=2"]
+        command = [*torchrun, *command, "run_dir=runs/one"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (run,) = Path("runs").iterdir()
+    assert files_in(run) >= FILES
+    assert done.stdout.count("Metrics of the best checkpoint") == 1
+
+
 @pytest.mark.slow
 def test_a_loss_of_ones_own_into_the_folder_that_hydra_is_asked_for(oml: Oml, here: Path) -> None:
     with Path("tiny.yaml").open("a") as file:

@@ -476,6 +476,17 @@ def test_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_found(machine.machine_problems({"accelerator": "cuda"}), ["^accelerator: .* no cuda"])
 
 
+def test_what_several_processes_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: dict[str, Any] = {"accelerator": "cpu", "devices": 2, "ema_decay": 0.9}
+    extra = {"lightning_trainer_extra_args": {"strategy": "fsdp"}}
+    assert machine.machine_problems(config) == []
+    assert_found(machine.machine_problems({**config, **extra}), ["^ema_decay: .*strategy=fsdp"])
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert_found(machine.machine_problems(config), ["^devices: 4 processes were started.* 2 devices on 1 nodes"])
+    assert machine.machine_problems({**config, "lightning_trainer_extra_args": {"num_nodes": 2}}) == []
+
+
 def test_what_pipelines_read_is_in_the_schema_and_the_other_way_round() -> None:
     """Pipelines work on plain dicts, so a field that the schema lacks would never be set."""
     modules = {

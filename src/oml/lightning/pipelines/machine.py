@@ -31,7 +31,7 @@ _TRAINER_FIELDS = {
 
 
 def machine_problems(config: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``accelerator``, ``devices`` and ``precision``.
+    """What is wrong with ``accelerator``, ``devices`` and ``precision``, and the strategy of several processes.
 
     Args:
         config: with all or some of these.
@@ -59,6 +59,10 @@ def machine_problems(config: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"devices: {n_started} processes were started, and there is one for each device: {len(ids)} devices on "
             f"{n_nodes} nodes (lightning_trainer_extra_args.num_nodes) do not fit."
+        )
+    if (config.get("lightning_trainer_extra_args") or {}).get("strategy") == "fsdp" and config.get("ema_decay"):
+        problems.append(
+            "ema_decay: averages are of whole parameters, and strategy=fsdp shares them out. Set it to null."
         )
     precision = str(config.get("precision") or 32)
     if kind == "cpu" and precision in ("16-mixed", "16-true"):
