@@ -90,7 +90,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def main(results: Path, page: Path) -> None:
     runs = [json.loads(line) for line in results.read_text().splitlines()]
     text = page.read_text()
-    for group, make in (("losses", losses), ("objects", losses), ("recipe", recipe)):
+    for group, make in (("losses", losses), ("objects", losses), ("many", losses), ("recipe", recipe)):
         content = make([run for run in runs if run["group"] == group and "error" not in run])
         text, n = re.subn(
             rf"(<!-- {group} -->\n).*?(\n<!-- end -->)",
