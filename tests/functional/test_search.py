@@ -193,6 +193,13 @@ def test_shares_are_of_one_size_and_nothing_is_looked_at_twice(
     assert max(counts) - min(counts) <= 1
 
 
+def test_shares_of_many_queries_are_queries() -> None:
+    x = torch.randn(8 * BLOCK, 2, generator=torch.Generator().manual_seed(0))
+    first, second = (exact_search(x, x[:100].clone(), 3, share=(i, 2)).ids >= 0 for i in range(2))
+    assert torch.equal(first, ~second)
+    assert first.all(dim=1).sum() == 4 * BLOCK
+
+
 @pytest.mark.parametrize("share", [(1, 1), (-1, 2), (0, 0)])
 def test_shares_that_there_are_not(share: tuple[int, int]) -> None:
     x = torch.zeros(2, 2)

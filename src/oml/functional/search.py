@@ -306,6 +306,8 @@ class _Search:
         own, n_shares = self.task.share
         n, m = self.blocks.n_query_blocks, self.blocks.n_gallery_blocks
         n_steps = n // 2 + 1 if self.blocks.symmetric else m
+        # a query in one share is settled once; where pairs serve both directions, halving their number is worth more
+        by_row = not self.blocks.symmetric and n >= 4 * n_shares
         first = 0
         while first < n_steps:
             last = min(2 * first or 1, n_steps)
@@ -314,7 +316,8 @@ class _Search:
                 for row in range(n)
                 for step in range(first, last)
                 # in the last step of an even number, half of the blocks are the others transposed
-                if (row + step) % n_shares == own and (not self.blocks.symmetric or 2 * step < n or row < n // 2)
+                if (row if by_row else row + step) % n_shares == own
+                and (not self.blocks.symmetric or 2 * step < n or row < n // 2)
             ]
             first = last
 
