@@ -10,7 +10,7 @@ import pytest
 
 README = Path(__file__).parents[2] / "README.md"
 #: pages whose code needs no data of the reader
-DOCS = [README.parent / "docs" / name for name in ("losses.md", "models.md", "pipelines.md", "registry.md", "retrieval.md")]
+DOCS = [README.parent / "docs" / f"{name}.md" for name in ("losses", "models", "pipelines", "registry", "retrieval")]
 #: what goes before a block: published weights cannot be downloaded here, so others take their place
 BEFORE = {
     "zoo": """

@@ -114,8 +114,9 @@ class MetricValCallback(pl.Callback):
         prefix = f"{self.name}/" if self.name else ""
         values = dict(_flat(self.metric.compute_metrics(), prefix))
         # each of several processes has the value: sync_dist says that this is known, rank_zero_only that all is done
-        how = {"rank_zero_only": True, "sync_dist": True}
-        pl_module.log_dict(values, add_dataloader_idx=self.name is None, batch_size=1, **how)
+        pl_module.log_dict(
+            values, add_dataloader_idx=self.name is None, batch_size=1, rank_zero_only=True, sync_dist=True
+        )
         if self.log_images and is_main_process():
             self._log_figures(pl_module.trainer, f"{LOG_IMAGE_FOLDER}/{prefix}")
 
