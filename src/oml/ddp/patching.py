@@ -100,9 +100,8 @@ def patch_dataloader_to_ddp(loader: DataLoader) -> DataLoader:
             stacklevel=2,
         )
         return loader
-    shared_out: Any = getattr(loader, "shared_out", None)
-    if callable(shared_out):  # it can do so itself
-        return shared_out(dist.get_world_size(), dist.get_rank())
+    if hasattr(loader, "shared_out"):  # it can do so itself
+        return loader.shared_out(dist.get_world_size(), dist.get_rank())  # pyright: ignore[reportAttributeAccessIssue]
     kwargs: dict[str, Any] = {"shuffle_samples_between_gpus": False, "pad_data_to_num_gpus": True}
     parameters = extract_loader_parameters(loader, ignore_data_related_parameters=True)
     if type(loader.batch_sampler) is BatchSampler:
