@@ -423,7 +423,8 @@ def test_a_training_by_a_config_that_was_killed_goes_on_bit_for_bit(n: int, mock
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             alone = validation_config_of(tmp_path / "unbroken" / "run")
-            extractor_validation_pipeline({**alone, "accelerator": "cpu", "run_dir": str(tmp_path)})
+            alone.accelerator, alone.run_dir = "cpu", str(tmp_path)
+            extractor_validation_pipeline(alone)  # pyright: ignore[reportArgumentType]
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "metrics.csv"), scores[0], check_exact=True)
         states = checkpoints[0]["callbacks"]["RandomState"]
         assert not torch.equal(states["torch"], states["of_further_processes"][0]["torch"])

@@ -52,7 +52,10 @@ class Points(Dataset):
 
 
 class Net(IExtractor):
-    """With a dropout, so that embeddings are those of the evaluation mode, and with a buffer."""
+    """Linear, with a buffer, which takes in what is trained on if that is wanted."""
+
+    shift: Tensor
+    takes_in = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +70,8 @@ class Net(IExtractor):
         return 3
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.takes_in:
+            self.shift += x.mean()
         return self.layer(x) + self.shift
 
 
@@ -78,13 +83,11 @@ def trainer(rank: int, n: int, *callbacks: pl.Callback, **settings: Any) -> pl.T
     return pl.Trainer(accelerator="cpu", **{"devices": 1, **quiet, "callbacks": [*callbacks], **settings})
 
 
-def validated(rank: int, n: int, size: int, batch_size: int) -> tuple[dict[str, Any], EmbeddingMetrics]:
-    callback = MetricValCallbackDDP(EmbeddingMetricsDDP(**METRICS))
-    net = Net()
-    net.shift += rank  # as statistics that each process has of its own batches
-    module = ExtractorModuleDDP(None, DataLoader(Points(size), batch_size), net)
-    trainer(rank, n, callback).validate(module, verbose=False)
-    return callback.metric.metrics, callback.metric  # pyright: ignore[reportAttributeAccessIssue]
+def validated(rank: int, n: int, size: int, batch_size: int) -> EmbeddingMetrics:
+    metric = EmbeddingMetricsDDP(**METRICS)
+    module = ExtractorModuleDDP(None, DataLoader(Points(size), batch_size), Net())
+    trainer(rank, n, MetricValCallbackDDP(metric)).validate(module, verbose=False)
+    return metric
 
 
 def trained(rank: int, n: int, criterion: str, global_batch: bool = False, **settings: Any) -> dict[str, Tensor]:
@@ -104,8 +107,8 @@ def trained(rank: int, n: int, criterion: str, global_batch: bool = False, **set
 def _validate(rank: int, folder: str) -> None:
     found = []
     for size, batch_size in SIZES:
-        metrics, metric = validated(rank, 3, size, batch_size)
-        found.append((metrics, metric.acc.storage["idx"], metric.acc.storage["embeddings"]))
+        metric = validated(rank, 3, size, batch_size)
+        found.append((metric.metrics, metric.acc.storage["idx"], metric.acc.storage["embeddings"]))
     torch.save(found, Path(folder) / f"{rank}.pt")
 
 
@@ -113,10 +116,10 @@ def test_three_processes_evaluate_each_item_once_and_find_what_one_does(tmp_path
     run_processes(_validate, str(tmp_path), folder=tmp_path, n=3)
     for rank in range(3):
         for (size, batch_size), (metrics, ids, embeddings) in zip(SIZES, load(tmp_path, rank), strict=True):
-            expected, of_one = validated(0, 1, size, batch_size)
+            of_one = validated(0, 1, size, batch_size)
             assert torch.equal(ids, torch.arange(size))
-            assert torch.equal(embeddings, of_one.acc.storage["embeddings"])
-            assert metrics == expected  # tensors of one number
+            torch.testing.assert_close(embeddings, of_one.acc.storage["embeddings"], rtol=0, atol=0)
+            assert metrics == of_one.metrics  # tensors of one number
 
 
 def _train(rank: int, folder: str) -> None:
@@ -124,6 +127,14 @@ def _train(rank: int, folder: str) -> None:
     torch.save(runs, Path(folder) / f"{rank}.pt")
     of_shares = trained(rank, 2, "arcface", strategy=fsdp_strategy(2))  # whole in rank 0
     torch.save(of_shares, Path(folder) / f"fsdp{rank}.pt")
+
+    net, metric = Net(), EmbeddingMetricsDDP(**METRICS)
+    net.takes_in = True
+    loaders = training_loader(Points(24), None, 4, 0, 0), DataLoader(Points(23), 5)
+    module = ExtractorModuleDDP(*loaders, net, SupConLoss(), torch.optim.SGD(net.parameters(), lr=0.0))
+    module.global_batch = True
+    trainer(rank, 2, MetricValCallbackDDP(metric), max_epochs=1, strategy=fsdp_strategy(2)).fit(module)
+    torch.save((net.shift, metric.acc.storage["embeddings"]), Path(folder) / f"buffers{rank}.pt")
 
 
 def test_two_processes_train_as_one_does_with_the_batches_of_both(tmp_path: Path) -> None:
@@ -137,6 +148,11 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(tmp_path: Path
         assert not torch.allclose(alone["model.layer.weight"], supcon["model.layer.weight"], rtol=1e-3)
     torch.testing.assert_close(by_rank[0], by_rank[1], rtol=0, atol=0)
     torch.testing.assert_close(torch.load(tmp_path / "fsdp0.pt"), arcface)
+    net = Net()
+    net.shift, embeddings = torch.load(tmp_path / "buffers0.pt")
+    assert net.shift.abs().min() > 0
+    for each in (embeddings, torch.load(tmp_path / "buffers1.pt")[1]):  # those of the first process are in checkpoints
+        torch.testing.assert_close(each, net.extract(Points(23).points))
 
 
 def _refused(rank: int, folder: str) -> None:

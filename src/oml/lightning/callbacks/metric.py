@@ -180,7 +180,7 @@ class MetricValCallbackDDP(MetricValCallback):
         _check_shared_out(trainer)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the buffers of rank 0: each process has had other batches in training."""
+        """Take over the buffers of rank 0: each process has had other batches in training, and only DDP sees to it."""
         if get_world_size_safe() > 1:
             for buffer in getattr(pl_module, "model", pl_module).buffers():
                 dist.broadcast(buffer, src=0)
