@@ -7,7 +7,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from oml.cli.composing import best_pipeline
+from oml.cli.composing import best_pipeline, split_words
 from oml.configs import compose
 from oml.configs.composing import recipe_names
 from oml.lightning.pipelines.schema import TRAINING
@@ -172,3 +172,23 @@ def test_debug_shows_the_traceback(oml: Oml, here: Path) -> None:
 
     with pytest.raises(ConfigError, match="no field 'sed'"):
         oml("train", "tiny.yaml", "sed=1", "--debug")
+
+
+def test_arguments_of_the_trainer_by_its_name() -> None:
+    given = [
+        "trainer.devices=2",
+        "trainer.max_steps=5",
+        "~trainer.max_time",
+        "extractor.trainer.a=1",
+        "postfix=trainer.x",
+    ]
+    assert split_words(["glyphs", *given], None) == (
+        "glyphs",
+        [
+            "devices=2",
+            "lightning_trainer_extra_args.max_steps=5",
+            "~lightning_trainer_extra_args.max_time",
+            "extractor.trainer.a=1",
+            "postfix=trainer.x",
+        ],
+    )

@@ -68,7 +68,7 @@ def split_words(words: Sequence[str] | None, recipe: str | None, run: Path | Non
         raise typer.BadParameter("which config? Give a file or --recipe NAME.")
     if recipe is not None:
         _check_recipe(recipe)
-    return named[0], words
+    return named[0], [_of_trainer(word) for word in words]
 
 
 def fields_of(among: Collection[str] = ()) -> set[str]:
@@ -177,6 +177,15 @@ def loading() -> Iterator[None]:
 
 def _is_of_training(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(("💡 Tip", "Restored all states"))  # what it restores from is told before
+
+
+def _of_trainer(override: str) -> str:
+    """``trainer.devices=2`` as ``devices=2``; what is no field of a config is a further argument of the Trainer."""
+    start, _, rest = override.partition("trainer.")
+    if start.strip("+~") or not rest:
+        return override
+    name = rest.partition("=")[0].partition(".")[0]
+    return f"{start}{rest}" if name in fields_of() else f"{start}lightning_trainer_extra_args.{rest}"
 
 
 def _is_override(word: str) -> bool:

@@ -58,9 +58,9 @@ def train(
     `multirun/DATE/TIME`, and its sweepers and launchers are there for the asking (`hydra/launcher=joblib`).
 
     Overrides are Hydra's: `key=value`, `+new_key=value`, `~key`, `optimizer=sgd` for a packaged config; `oml registry`
-    prints what there is. Relative paths in a config are seen from where you stand, and a loss, sampler ... of your
-    own in a module here goes by its import path: `criterion.name=my_module.MyLoss`. Put overrides in quotes if they
-    have characters that your shell takes for its own.
+    prints what there is. `trainer.max_steps=100` is for Lightning's Trainer. Relative paths in a config are seen from
+    where you stand, and a loss, sampler ... of your own in a module here goes by its import path:
+    `criterion.name=my_module.MyLoss`. Put overrides in quotes if they have characters that your shell takes for its own.
 
     Examples:
 
