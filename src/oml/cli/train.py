@@ -60,7 +60,8 @@ def train(
     Overrides are Hydra's: `key=value`, `+new_key=value`, `~key`, `optimizer=sgd` for a packaged config; `oml registry`
     prints what there is. `trainer.max_steps=100` is for Lightning's Trainer. Relative paths in a config are seen from
     where you stand, and a loss, sampler ... of your own in a module here goes by its import path:
-    `criterion.name=my_module.MyLoss`. Put overrides in quotes if they have characters that your shell takes for its own.
+    `criterion.name=my_module.MyLoss`. Put overrides in quotes if they have characters that your shell takes as its
+    own.
 
     Examples:
 
