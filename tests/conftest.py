@@ -12,11 +12,25 @@ from tests.web import WebServer
 # before anything imports oml: caches of the person who runs the tests are neither read nor filled
 os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = "/nonexistent/oml-tests-must-name-their-folders"
 
+#: of the environment: variables of launchers, and beginnings of those of loggers
+LAUNCHERS = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE"}
+CLIENTS = ("CLEARML_", "MLFLOW_", "NEPTUNE_", "TRAINS_", "WANDB_")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """In tests so small, threads wait for each other and for other processes; tests of threads set their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What launchers of processes and clients of loggers tell others in the environment ends with a test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if name in LAUNCHERS or name.startswith(CLIENTS):
+            del os.environ[name]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A training that takes a second, for what loggers make of it, and clients of services that stay at home."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,7 @@ def tiny_training(
 def quiet(home: Path) -> Iterator[None]:
     """Clients write to ``home`` what they write there, ask no server, and end their helpers."""
     home.mkdir()
+    before = dict(os.environ)
     names = ["WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "XDG_CONFIG_HOME"]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         for name in ["HOME", *names]:
@@ -98,3 +100,5 @@ def quiet(home: Path) -> Iterator[None]:
         yield
         if wandb := sys.modules.get("wandb"):
             wandb.teardown()
+    for name in os.environ.keys() - before.keys():  # clients tell their helpers there
+        del os.environ[name]
