@@ -152,7 +152,8 @@ class ExtractorModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Share out parameters, if the trainer has the strategy for it."""
-        if isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
+        strategy = None if self._trainer is None else self._trainer.strategy  # none: read from a checkpoint
+        if isinstance(strategy, ModelParallelStrategy):
             if self._sharded:
                 raise ValueError(
                     f"{type(self.criterion).__name__} shares out its proxies itself: that goes with strategy='ddp', "
