@@ -306,8 +306,8 @@ def test_a_run_that_resumes_is_the_same_run(name: str, args: dict[str, Any], tmp
         assert run.data.params["resume"] == "None"
         assert [each.step for each in logger.experiment.get_metric_history(str(logger.run_id), "loss")] == [0, 1]
     if name == "wandb":
-        folders = tmp_path.glob("wandb/offline-run-*")  # one for each second
-        assert {folder.name.rpartition("-")[2] for folder in folders} == {logger.version}
+        # the name has the second in which it began, and a number behind if there is one of that second
+        assert len(list(tmp_path.glob(f"wandb/offline-run-*-{logger.version}*"))) == 2
 
 
 def test_ids_of_services_that_are_online(tmp_path: Path) -> None:
