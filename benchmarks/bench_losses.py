@@ -211,8 +211,8 @@ def run(path: Path, quick: bool) -> None:
     about = circumstances(1, *PACKAGES)
     while True:
         done = _read(path)
-        todo = ((group, job) for group, job in _jobs(done, quick) if _key(group, job._asdict()) not in done)
-        if (following := next(todo, None)) is None:
+        missing = ((group, job) for group, job in _jobs(done, quick) if _key(group, job._asdict()) not in done)
+        if (following := next(missing, None)) is None:
             return
         group, job = following
         try:

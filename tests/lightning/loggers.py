@@ -13,32 +13,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
-from torch import Tensor, nn
+from tests.lightning.tiny import Tiny
 from torch.utils.data import DataLoader
 
 from oml.datasets.base import DatasetQueryGallery, DatasetWithLabels
-from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.metric import MetricValCallback
 from oml.lightning.modules.extractor import ExtractorModule
 from oml.losses.triplet import TripletLossWithMiner
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.samplers.balance import BalanceSampler
 from oml.utils.download_mock_dataset import download_mock_dataset
-
-
-class Tiny(IExtractor):
-    """8 numbers per image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    @property
-    def feat_dim(self) -> int:
-        return 8
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 def tiny_training(

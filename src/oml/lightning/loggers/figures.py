@@ -58,7 +58,7 @@ def _(logger: NeptuneLogger, key: str, figure: Figure, step: int) -> None:
 
 @log_figure.register
 def _(logger: MLFlowLogger, key: str, figure: Figure, step: int) -> None:
-    assert logger.run_id is not None
+    assert logger.run_id is not None, "the experiment has started"
     logger.experiment.log_image(logger.run_id, _pixels(figure), f"{key}/{step}.png")
 
 
