@@ -347,7 +347,7 @@ class RetrievalResults:
         if on_missing == "keep":
             return merged
         rows = rows_to_evaluate(merged.n_relevant, on_missing, ids=merged.query_ids, labels=merged.query_labels)
-        return merged if len(rows) == len(merged) else merged._of_queries(rows)
+        return merged if len(rows) == len(merged) else merged.of_queries(rows)
 
     @classmethod
     def _merge_queries(cls, parts: Sequence["RetrievalResults"], top_k: int | None) -> "RetrievalResults":
@@ -396,7 +396,16 @@ class RetrievalResults:
             _cat([part.gallery_sequences for part in parts], order),
         )
 
-    def _of_queries(self, rows: Int[Tensor, " kept"]) -> "RetrievalResults":
+    def of_queries(self, rows: Int[Tensor, " kept"]) -> "RetrievalResults":
+        """What some of the queries found, by their row in the results.
+
+        Example:
+            >>> labels = torch.tensor([0, 0, 0])
+            >>> everyone = labels == 0
+            >>> results = RetrievalResults.from_embeddings(torch.eye(3), labels, everyone, everyone, top_k=2)
+            >>> results.of_queries(torch.tensor([2])).query_ids
+            tensor([2])
+        """
         return RetrievalResults(
             self.query_ids[rows],
             self.query_labels[rows],
@@ -405,6 +414,29 @@ class RetrievalResults:
             self.retrieved_ids[rows],
             self.distances[rows],
             None if self.query_sequences is None else self.query_sequences[rows],
+            self.gallery_sequences,
+        )
+
+    def with_ranking(
+        self, retrieved_ids: Int[Tensor, "query rank"], distances: Float[Tensor, "query rank"]
+    ) -> "RetrievalResults":
+        """The same queries and galleries, of which others were found, or in another order.
+
+        Example:
+            >>> labels = torch.tensor([0, 0, 0])
+            >>> everyone = labels == 0
+            >>> results = RetrievalResults.from_embeddings(torch.eye(3), labels, everyone, everyone, top_k=2)
+            >>> results.with_ranking(results.retrieved_ids[:, :1], results.distances[:, :1])
+            RetrievalResults(3 queries, 3 galleries, top 1)
+        """
+        return RetrievalResults(
+            self.query_ids,
+            self.query_labels,
+            self.gallery_ids,
+            self.gallery_labels,
+            retrieved_ids,
+            distances,
+            self.query_sequences,
             self.gallery_sequences,
         )
 

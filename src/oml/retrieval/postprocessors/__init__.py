@@ -1,0 +1,1 @@
+"""Re-ranking: what a search found in, something better out."""
