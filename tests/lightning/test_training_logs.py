@@ -128,7 +128,7 @@ def test_callbacks_find_the_last_step_of_a_short_run(stop: dict[str, Any], loade
 def test_the_bar_has_a_recent_loss(
     seconds: int, loader: DataLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oml.lightning.modules.extractor._BAR_SECONDS", seconds)
+    monkeypatch.setattr("oml.lightning.modules.training._BAR_SECONDS", seconds)
     shown, seen = [], Seen()
     look = LambdaCallback(on_train_batch_end=lambda trainer, *_: shown.append(dict(trainer.progress_bar_metrics)))
     trainer(tmp_path, callbacks=[seen, look], enable_progress_bar=True).fit(module(), loader)
