@@ -1,7 +1,7 @@
 """The one loop over a data set that all inference goes through, and how several processes share it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ class _Model(IExtractor):
         return self.model.extract(x) if self.by_extract else self.model(x)  # pyright: ignore[reportCallIssue]
 
 
-class _Items(Dataset):
+class Items(Dataset):
     """Items by their numbers in a data set; what cannot be read comes as its error."""
 
     def __init__(self, dataset: Dataset, ids: Sequence[int], on_unreadable: OnUnreadable) -> None:
@@ -76,22 +76,26 @@ class _Items(Dataset):
             return idx, Unreadable(idx, str(error))
 
 
-def _collate(items: list[tuple[int, Any]]) -> Batch:
+def collate(items: list[tuple[int, Any]]) -> Batch:
     found = [(idx, item) for idx, item in items if not isinstance(item, Unreadable)]
     try:
         entries = default_collate([item for _, item in found]) if found else {}
     except RuntimeError as error:
-        shapes = {str(list(value.shape)) for _, item in found for value in item.values() if isinstance(value, Tensor)}
+        shapes = {value.shape for _, item in found for value in item.values() if isinstance(value, Tensor)}
         if len(shapes) < 2:
             raise
-        raise ValueError(
-            f"A batch needs images of one size, got {', '.join(sorted(shapes)[:3])}: resize them by the transforms, or "
-            "take a batch_size of 1."
-        ) from error
+        raise different_sizes(shapes) from error
     return Batch([idx for idx, _ in found], entries, [item for _, item in items if isinstance(item, Unreadable)])
 
 
-@torch.no_grad()
+def different_sizes(shapes: Iterable[torch.Size]) -> ValueError:
+    """What to raise if the images of a batch have these shapes."""
+    found = ", ".join(sorted(str(list(shape)) for shape in shapes)[:3])
+    return ValueError(
+        f"A batch needs images of one size, got {found}: resize them by the transforms, or take a batch_size of 1."
+    )
+
+
 def embed_batches(
     model: nn.Module,
     dataset: Dataset,
@@ -121,12 +125,12 @@ def embed_batches(
     embed: IExtractor = _Model(model, by_extract)
 
     def loader(chosen: Sequence[int]) -> DataLoader:
-        items = _Items(dataset, chosen, on_unreadable)
-        return DataLoader(items, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+        items = Items(dataset, chosen, on_unreadable)
+        return DataLoader(items, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
 
     unreadable: list[Unreadable] = []
     done = 0
-    with temporary_setting_model_mode(model, set_train=False), _precision(device, use_fp16):
+    with evaluation(model, use_fp16):
         if inference is not None and len(ids):
             # items from all over the data set; or the first ones, should these have no image
             spread = torch.linspace(0, len(ids) - 1, min(batch_size, len(ids)), dtype=torch.float64).long().tolist()
@@ -159,10 +163,18 @@ def has_fp16(device: torch.device) -> bool:
     return device.type != "cpu" and torch.amp.is_autocast_available(device.type)
 
 
-def _precision(device: torch.device, use_fp16: bool | None) -> Any:
-    if use_fp16 is None or not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, torch.float16, enabled=use_fp16 and has_fp16(device))
+@contextmanager
+def evaluation(model: nn.Module, use_fp16: bool | None) -> Iterator[None]:
+    """Within, a model is in evaluation mode, and computes without gradients at the precision that is asked for.
+
+    That is float16 by autocast with ``use_fp16`` where :func:`has_fp16`, and with ``None`` that of the caller.
+    """
+    device = device_of(model)
+    precision = nullcontext()
+    if use_fp16 is not None and torch.amp.is_autocast_available(device.type):
+        precision = torch.autocast(device.type, torch.float16, enabled=use_fp16 and has_fp16(device))
+    with torch.no_grad(), temporary_setting_model_mode(model, set_train=False), precision:
+        yield
 
 
 @contextmanager
