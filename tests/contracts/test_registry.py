@@ -29,6 +29,7 @@ RESNET = {
 }
 ARCFACE = {"smoothing_epsilon": 0, "m": 0.4, "s": 64, "in_features": 384, "num_classes": 3985}
 VIT = {"normalise_features": False, "use_multi_scale": False, "weights": None}
+BATCHES = {"num_workers": 0, "batch_size": 4, "verbose": False}
 PK = {"n_labels": 2, "n_instances": 2}
 #: of the described system: key -> class of what is built, and ``args`` of the packaged config
 DESCRIBED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -83,6 +84,25 @@ DESCRIBED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "concat_siamese": (
             "ConcatSiamese",
             {"extractor": RESNET, "mlp_hidden_dims": [20, 20], "use_tta": True, "weights": None},
+        ),
+    },
+    "postprocessor": {
+        "pairwise_embeddings": (
+            "PairwiseEmbeddingsPostprocessor",
+            {
+                "top_n": 5,
+                "pairwise_model": {"name": "linear_siamese", "args": {"feat_dim": 16, "identity_init": True}},
+                **BATCHES,
+            },
+        ),
+        "pairwise_images": (
+            "PairwiseImagesPostprocessor",
+            {
+                "top_n": 3,
+                "pairwise_model": {"name": "trivial_distance_siamese", "args": {"extractor": RESNET}},
+                "transforms": {"name": "norm_resize_torch", "args": {"im_size": 224}},
+                **BATCHES,
+            },
         ),
     },
     "sampler": {
@@ -145,11 +165,12 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packaged_config_builds(kind: str, name: str) -> None:
     config = OmegaConf.load(CONFIGS_PATH / kind / f"{name}.yaml")
     assert config.name == name
-    if kind == "pairwise_model" and "extractor" in config.args:
-        assert config.args.extractor.args.weights in ZOO
-        config.args.extractor.args.weights = None  # which would be downloaded
+    model = config.get("args", {}).get("pairwise_model", config) if kind in ("pairwise_model", "postprocessor") else {}
+    if "extractor" in model.get("args", {}):
+        assert model.args.extractor.args.weights in ZOO
+        model.args.extractor.args.weights = None  # which would be downloaded
     # of networks, numbers do not matter here, and take long to draw
-    with torch.device("meta" if kind in ("extractor", "pairwise_model") else "cpu"):
+    with torch.device("meta" if kind in ("extractor", "pairwise_model", "postprocessor") else "cpu"):
         built = REGISTRIES[kind].build(config, **offered(kind))
     constructor = REGISTRIES[kind][name]
     if isinstance(constructor, type):

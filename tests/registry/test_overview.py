@@ -25,6 +25,7 @@ def test_show_registry(capsys: pytest.CaptureFixture[str]) -> None:
         "Miners:": ["miner"],
         "Models:": ["extractor", "pairwise_model"],
         "Optimizers:": ["optimizer"],
+        "Postprocessors:": ["postprocessor"],
         "Samplers:": ["sampler"],
         "Schedulers:": ["scheduler"],
         "Augmentations:": ["transforms"],

@@ -245,6 +245,63 @@ def reciprocal_rank(is_relevant: Bool[Tensor, "query rank"] | Hits, k: int | Non
     return values
 
 
+def precision_of_returned(
+    is_relevant: Bool[Tensor, "query rank"] | Hits, n_returned: Int[Tensor, " query"]
+) -> Float[Tensor, " query"]:
+    """Relevant items among all that were returned, divided by ``n_returned``; 0 if nothing was returned.
+
+    Of answers that differ in length, as of a search with a threshold: unlike :func:`precision_at_k`, it is the share of
+    an answer that is right. To return nothing is no right answer here, as every query that counts has something to
+    find: so it is in trec_eval (``set_P``) and scikit-learn. With 1 instead, as the ends of precision-recall curves
+    have it, a threshold that nothing passes would look perfect.
+
+    Args:
+        is_relevant: Whether the item at each rank is right for the query, or where such items stand; not so at ranks
+            beyond the last item that was returned.
+        n_returned: How many items were returned for the query.
+
+    Example:
+        >>> precision_of_returned(torch.tensor([[True, False, True], [False, False, False]]), torch.tensor([3, 0]))
+        tensor([0.6667, 0.0000])
+    """
+    return _count(_hits(is_relevant)) / n_returned.clamp(min=1)
+
+
+def recall_of_returned(
+    is_relevant: Bool[Tensor, "query rank"] | Hits, n_relevant: Int[Tensor, " query"]
+) -> Float[Tensor, " query"]:
+    """Relevant items among all that were returned, divided by ``n_relevant``: the share that was found.
+
+    Args:
+        is_relevant: See :func:`precision_of_returned`.
+        n_relevant: How many galleries are right for the query, returned or not; at least 1.
+
+    Example:
+        >>> recall_of_returned(torch.tensor([[True, False, True], [False, False, False]]), torch.tensor([4, 1]))
+        tensor([0.5000, 0.0000])
+    """
+    return _count(_hits(is_relevant)) / n_relevant.clamp(min=1)
+
+
+def f1_of_returned(
+    is_relevant: Bool[Tensor, "query rank"] | Hits, n_returned: Int[Tensor, " query"], n_relevant: Int[Tensor, " query"]
+) -> Float[Tensor, " query"]:
+    """Twice the relevant items among all that were returned, divided by ``n_returned + n_relevant``.
+
+    That is the harmonic mean of :func:`precision_of_returned` and :func:`recall_of_returned`, and 0 where both are. The
+    mean over queries is that of their values, not the harmonic mean of the means.
+
+    Args:
+        is_relevant, n_returned: See :func:`precision_of_returned`.
+        n_relevant: How many galleries are right for the query, returned or not; at least 1.
+
+    Example:
+        >>> f1_of_returned(torch.tensor([[True, False, True]]), torch.tensor([3]), torch.tensor([4]))
+        tensor([0.5714])
+    """
+    return 2 * _count(_hits(is_relevant)) / (n_returned + n_relevant).clamp(min=1)
+
+
 def _hits(is_relevant: Tensor | Hits) -> Hits:
     if isinstance(is_relevant, Hits):
         return is_relevant

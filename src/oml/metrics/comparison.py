@@ -148,10 +148,30 @@ def compare_results(
     compared = {}
     for name, k in wanted:
         first, second = values_a[name][k][order_a].cpu(), values_b[name][k][order_b].cpu()
-        second = torch.where((second - first).abs() < _ROUNDING, first, second)
-        test = paired_test(first, second, clusters=query_labels, confidence=confidence, seed=seed)
-        compared[f"{name}@{k}"] = MetricChange(first, second, test)
+        compared[f"{name}@{k}"] = compare_values(first, second, clusters=query_labels, confidence=confidence, seed=seed)
     return Comparison(query_ids.cpu(), query_labels.cpu(), compared)
+
+
+def compare_values(
+    a: Float[Tensor, " query"],
+    b: Float[Tensor, " query"],
+    *,
+    clusters: Int[Tensor, " query"] | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> MetricChange:
+    """One metric of the same queries twice, and its test.
+
+    Args:
+        a, b: its values.
+        clusters, confidence, seed: see :func:`oml.functional.statistics.paired_test`.
+
+    Example:
+        >>> compare_values(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])).test.difference
+        0.6666666666666666
+    """
+    b = torch.where((b - a).abs() < _ROUNDING, a, b)
+    return MetricChange(a, b, paired_test(a, b, clusters=clusters, confidence=confidence, seed=seed))
 
 
 def draw_changes(

@@ -28,27 +28,35 @@ from oml.ddp.search import search_in_all_processes
 from oml.functional.distances import elementwise_dist
 from oml.functional.metrics import calc_distance_matrix, reduce_metrics
 from oml.functional.nothing_to_find import rows_to_evaluate
+from oml.functional.ranking import Hits
 from oml.functional.ranks import relevant_ranks
 from oml.functional.search import Neighbours, exact_search
 from oml.functional.statistics import Interval, bootstrap_intervals
 from oml.functional.topology import pcf
 from oml.functional.verification import verification_metrics
 from oml.interfaces.metrics import IMetricDDP, IMetricVisualisable
+from oml.interfaces.retrieval import IDistancesPostprocessor
 from oml.metrics.accumulation import Accumulator
 from oml.metrics.categories import positions_by_category
-from oml.metrics.per_query import Cut, ranking_metrics
+from oml.metrics.comparison import MetricChange, compare_values
+from oml.metrics.per_query import Cut, OfReturned, ranking_metrics
+from oml.metrics.reranking import rerank, rerank_in_all_processes
 from oml.retrieval import RetrievalResults
+from oml.retrieval.postprocessors.base import Postprocessor
 from oml.retrieval.results import check_roles
 from oml.utils.user_warning import warn_user
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: category -> metric -> k or "r" (or false match rate, or share of variance) -> value
-TMetricsDict_ByLabels = dict[str | int, dict[str, dict[Cut | float, Tensor]]]
+#: a k or "r"; a false match rate, or a share of variance; or what is told of all that was returned
+Key = Cut | float | OfReturned
+#: category -> metric -> such a key -> value
+TMetricsDict_ByLabels = dict[str | int, dict[str, dict[Key, Tensor]]]
 
 _LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
 _NOT_BY_QUERY = ("fnmr@fmr", "pcf")
+_NO_MERIT = ("number",)  # of which more is neither better nor worse
 _BOX_KEYS = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
 
 
@@ -86,6 +94,15 @@ class EmbeddingMetrics(IMetricVisualisable):
     the gallery means the whole gallery; for large ``k`` too, memory is bounded. See :mod:`oml.functional.ranking` for
     the formulas: precision divides by ``min(k, n_relevant)``, map by the relevant items found.
 
+    With a ``postprocessor``, rankings are those that it makes of what the embeddings found, and so are all metrics of
+    rankings, pictures and worst queries; :meth:`compare` tells what it changed. Only fnmr@fmr and pcf, which are of all
+    pairs and items, stay those of the embeddings. For a ``k`` beyond 100, and for ``"r"``, lists are as long as it says
+    then, which takes memory for so many items per query: places of items that nobody has re-ranked cannot be counted.
+
+    A postprocessor may leave items out, as a threshold does. If it does for some query, there is ``returned`` with
+    ``precision``, ``recall`` and ``f1`` of all that is left and its ``number``: precision divides by this number, and
+    is 0 where it is 0. The other metrics count a place without an item as one that is not relevant.
+
     Args:
         embeddings_key, labels_key, is_query_key, is_gallery_key: entries of a batch to work on.
         extra_keys: further entries to keep; ``"paths"`` for pictures, and ``"x1", "y1", "x2", "y2"`` for boxes in them.
@@ -97,6 +114,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         pfc_variance: shares of variance of which to tell the fraction of principal components.
         categories_key: entry with the category of each item: metrics are told for every category among the
             queries as well, each against the whole gallery.
+        postprocessor: re-ranks what was found. Its ``needed_keys`` are kept of the batches, and its ``optional_keys``
+            if they are in the first one. One for matrices of distances, an ``IDistancesPostprocessor`` alone, gets that
+            of all queries and galleries.
         metrics_to_exclude_from_visualization: names such as ``cmc`` or categories not to draw.
         return_only_main_category: leave the categories out of what ``compute_metrics`` returns.
         visualize_only_main_category: draw nothing by category.
@@ -107,6 +127,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             leave them out of all metrics, with a warning.
         sequence_key: entry with the number of the sequence that each item is from, -1 for none: a query does not
             retrieve items of its own sequence. Batches with an entry ``"sequence"`` that is not used bring a warning.
+        returned_metrics: tell ``returned`` also if every query got as many items as it could.
         index_key: entry with the position of each item in the data set, if items may come more than once or in any
             order, as from several processes: each counts once, in the order of the data set.
         product_dtype: ``torch.bfloat16`` for the same results sooner, on hardware that multiplies in it; see
@@ -116,7 +137,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         metrics: the numbers, ``{"OVERALL": {"cmc": {1: tensor(0.9)}, ...}, ...}``.
         metrics_unreduced: the same with one value per query, in the order of ``results.query_ids``.
         query_rows: the queries of each category, by their row in ``results``.
-        results: the ranking they come from, at most 100 galleries per query.
+        results: the ranking they come from, at most 100 galleries per query without a postprocessor.
+        retrieved: the ranking before re-ranking; the same without a postprocessor.
         acc: what was collected.
     """
 
@@ -135,11 +157,12 @@ class EmbeddingMetrics(IMetricVisualisable):
         fmr_vals: Sequence[float | int] = (),
         pfc_variance: Sequence[float | int] = (0.5,),
         categories_key: str | None = None,
-        *,  # re-ranking is to come next in earlier versions' order
+        postprocessor: Postprocessor | IDistancesPostprocessor | None = None,
         metrics_to_exclude_from_visualization: Sequence[str] = (),
         return_only_main_category: bool = False,
         visualize_only_main_category: bool = True,
         verbose: bool = True,
+        *,
         recall_top_k: Sequence[int] = (),
         ndcg_top_k: Sequence[int] = (),
         mrr_top_k: Sequence[int] = (),
@@ -148,6 +171,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         sequence_key: str | None = None,
         index_key: str | None = None,
         product_dtype: torch.dtype | None = None,
+        returned_metrics: bool = False,
     ) -> None:
         top_k = {
             "cmc": cmc_top_k,
@@ -171,7 +195,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         for name, values in sequences.items():
             if not isinstance(values, Sequence):
                 raise TypeError(f"EmbeddingMetrics needs a list or tuple as {name}, got {values!r}.")
-        if not (fmr_vals or any(top_k.values())):
+        if not (fmr_vals or returned_metrics or any(top_k.values())):
             raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k, fmr_vals.")
         for name, values in top_k.items():
             by_r, or_r = (("r",), " or 'r'") if name in ("precision", "map") else ((), "")
@@ -184,6 +208,11 @@ class EmbeddingMetrics(IMetricVisualisable):
             raise ValueError(f"EmbeddingMetrics divides map by 'found', 'min(k, n)' or 'n', got {map_divide_by!r}.")
         if on_missing not in ("raise", "ignore"):
             raise ValueError(f"EmbeddingMetrics: on_missing is 'raise' or 'ignore', got {on_missing!r}.")
+        if not isinstance(postprocessor, Postprocessor | IDistancesPostprocessor | None):
+            raise TypeError(
+                "EmbeddingMetrics needs a Postprocessor, of oml.retrieval.postprocessors.base, or None as "
+                f"postprocessor, got {type(postprocessor).__name__}."
+            )
         lacking = [key for key in _BOX_KEYS if key not in extra_keys]
         if 0 < len(lacking) < len(_BOX_KEYS):
             raise ValueError(
@@ -198,7 +227,8 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.fmr_vals = tuple(fmr_vals)
         self.pfc_variance = tuple(pfc_variance)
         self.categories_key = categories_key
-        self.not_to_draw = {*_NOT_BY_QUERY, *metrics_to_exclude_from_visualization}
+        self.postprocessor = postprocessor
+        self.not_to_draw = {*_NOT_BY_QUERY, *_NO_MERIT, *metrics_to_exclude_from_visualization}
         self.return_only_main_category = return_only_main_category
         self.visualize_only_main_category = visualize_only_main_category
         self.verbose = verbose
@@ -207,10 +237,14 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.sequence_key = sequence_key
         self.index_key = index_key
         self.product_dtype = product_dtype
+        self.returned_metrics = returned_metrics
 
         keys = [embeddings_key, labels_key, is_query_key, is_gallery_key, *self.extra_keys]
         keys += [key for key in (categories_key, sequence_key, index_key) if key is not None]
-        self.acc = Accumulator(dict.fromkeys(keys))
+        keys += [] if postprocessor is None else postprocessor.needed_keys
+        self._keys = list(dict.fromkeys(keys))
+        self.acc = Accumulator(self._keys)
+        self.retrieved: RetrievalResults | None = None
         self.results: RetrievalResults | None = None
         self.metrics: TMetricsDict_ByLabels = {}
         self.metrics_unreduced: TMetricsDict_ByLabels = {}
@@ -219,7 +253,7 @@ class EmbeddingMetrics(IMetricVisualisable):
 
     def setup(self, num_samples: int) -> None:
         """Forget everything and expect ``num_samples`` items."""
-        self.results = None
+        self.retrieved = self.results = None
         self.metrics = {}
         self.metrics_unreduced = {}
         self.query_rows = {}
@@ -242,7 +276,23 @@ class EmbeddingMetrics(IMetricVisualisable):
                 "copies from their own sequences, which makes the metrics better than they are. Give "
                 f"EmbeddingMetrics(sequence_key={SEQUENCE_KEY!r}) to leave these out."
             )
+        if self.acc.collected_samples == 0 and self.acc.num_samples is not None:
+            keys = [*self._keys, *(key for key in self._optional_keys(data_dict) if key not in self._keys)]
+            if keys != self.acc.keys_to_accumulate:
+                expected, self.acc = self.acc.num_samples, Accumulator(keys)
+                self.acc.refresh(expected)
         self.acc.update_data(data_dict)
+
+    def _optional_keys(self, data_dict: dict[str, Any]) -> list[str]:
+        """Those of the postprocessor, if they are there."""
+        keys = self.postprocessor.optional_keys if isinstance(self.postprocessor, Postprocessor) else []
+        lacking = [key for key in keys if key not in data_dict]
+        if 0 < len(lacking) < len(keys):
+            raise ValueError(
+                f"{type(self.postprocessor).__name__} needs all of the entries {keys} of a batch or none, it lacks "
+                f"{lacking}."
+            )
+        return [] if lacking else keys
 
     def compute_metrics(self) -> TMetricsDict_ByLabels:
         """All metrics, each averaged over its queries.
@@ -263,17 +313,15 @@ class EmbeddingMetrics(IMetricVisualisable):
         embeddings = self._stored(self.embeddings_key)
         is_query = self._stored(self.is_query_key).bool()
         widest = self._widest(is_query)
-        self.results = self._retrieve(is_query, max(min(widest, _LONGEST_LIST), LOG_TOPK_IMAGES_PER_ROW))
+        listed = min(widest, _LONGEST_LIST) if self.postprocessor is None else widest
+        self.retrieved = self.results = self._retrieve(is_query, max(listed, self._top_n, LOG_TOPK_IMAGES_PER_ROW))
+        if self.postprocessor is not None:
+            self.results = self._rerank(self.retrieved)
         hits = None
-        if widest > _LONGEST_LIST:
+        if widest > listed:
             pairs = self._all_pairs()
             hits = relevant_ranks(*pairs[:4], query_items=pairs.query_items, gallery_items=pairs.gallery_items)
-        per_query = ranking_metrics(
-            self.results,
-            **{f"{name}_top_k": ks for name, ks in self.top_k.items()},  # pyright: ignore[reportArgumentType]
-            map_divide_by=self.map_divide_by,
-            hits=hits,
-        )
+        per_query = self._per_query(self.results, hits)
         queries: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(self.results))}
         members: dict[str | int, Tensor] = {self.overall_categories_key: torch.arange(len(embeddings))}
         if self.categories_key is not None:
@@ -285,7 +333,7 @@ class EmbeddingMetrics(IMetricVisualisable):
 
         self.query_rows, self.metrics_unreduced = queries, {}
         for category, rows in queries.items():
-            values: dict[str, dict[Cut | float, Tensor]] = {
+            values: dict[str, dict[Key, Tensor]] = {
                 name: {k: of_all[rows] for k, of_all in by_k.items()} for name, by_k in per_query.items()
             }
             if self.fmr_vals:
@@ -304,14 +352,14 @@ class EmbeddingMetrics(IMetricVisualisable):
 
     def intervals(
         self, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
-    ) -> dict[str | int, dict[str, dict[Cut | float, Interval]]]:
+    ) -> dict[str | int, dict[str, dict[Key, Interval]]]:
         """For each metric with a value per query its mean and bootstrap interval, whole labels resampled.
 
         Args:
             confidence, n_resamples, seed: see :func:`oml.functional.statistics.bootstrap_interval`.
         """
         labels = self._computed().query_labels
-        intervals: dict[str | int, dict[str, dict[Cut | float, Interval]]] = {}
+        intervals: dict[str | int, dict[str, dict[Key, Interval]]] = {}
         for category, by_metric in self.metrics_unreduced.items():
             by_query = {name: by_k for name, by_k in by_metric.items() if name not in _NOT_BY_QUERY}
             if not by_query:
@@ -329,16 +377,51 @@ class EmbeddingMetrics(IMetricVisualisable):
             intervals[category] = {name: {k: next(found) for k in by_k} for name, by_k in by_query.items()}
         return intervals
 
+    def compare(
+        self, confidence: float = 0.95, seed: int = 0
+    ) -> dict[str | int, dict[str, dict[Cut | OfReturned, MetricChange]]]:
+        """What re-ranking changed: for each metric with a value per query those before and after, and a paired test.
+
+        Args:
+            confidence, seed: see :func:`oml.metrics.comparison.compare_results`.
+
+        Raises:
+            ValueError: if there is no postprocessor, or nothing was computed yet.
+        """
+        after = self._computed()
+        if self.postprocessor is None or self.retrieved is None:
+            raise ValueError("EmbeddingMetrics compares before and after re-ranking, and has no postprocessor.")
+        before = self._per_query(
+            self.retrieved, returned="returned" in self.metrics_unreduced[self.overall_categories_key]
+        )
+        changes: dict[str | int, dict[str, dict[Cut | OfReturned, MetricChange]]] = {}
+        for category, rows in self.query_rows.items():
+            now, labels = self.metrics_unreduced[category], after.query_labels[rows]
+            changes[category] = {
+                name: {
+                    k: compare_values(values[rows], now[name][k], clusters=labels, confidence=confidence, seed=seed)
+                    for k, values in by_k.items()
+                }
+                for name, by_k in before.items()
+            }
+        return changes
+
     @property
     def distance_matrix(self) -> Float[Tensor, "query gallery"]:
-        """L2 distances of all queries and galleries, infinite where the query is not to find the gallery.
+        """Distances of all queries and galleries, infinite where the query is not to find the gallery.
 
-        Dense: computed when asked for, in memory for all pairs. Nothing else here needs it.
+        They are L2, or what an ``IDistancesPostprocessor`` makes of these. Dense: computed when asked for, in memory
+        for all pairs. Nothing here needs it but a postprocessor that is for matrices alone.
         """
         pairs = self._all_pairs()
         points = torch.cat([pairs.queries, pairs.galleries])
         is_query = torch.arange(len(points)) < len(pairs.queries)
-        return calc_distance_matrix(points, is_query, ~is_query).masked_fill(pairs.same_item, torch.inf)
+        distances = calc_distance_matrix(points, is_query, ~is_query).masked_fill(pairs.same_item, torch.inf)
+        if not isinstance(self.postprocessor, IDistancesPostprocessor):
+            return distances
+        is_evaluated = torch.zeros(self.acc.collected_samples, dtype=torch.bool)
+        is_evaluated[self._computed().query_ids] = True
+        return self.postprocessor.process_by_dict(distances, {**self.acc.storage, self.is_query_key: is_evaluated})
 
     @property
     def mask_gt(self) -> Bool[Tensor, "query gallery"]:
@@ -367,6 +450,39 @@ class EmbeddingMetrics(IMetricVisualisable):
             queries, query_labels, query_items = queries[rows], query_labels[rows], query_items[rows]
         return _Pairs(queries, galleries, query_labels, results.gallery_labels, query_items, gallery_items)
 
+    @property
+    def _top_n(self) -> int:
+        """As many galleries the postprocessor needs to be given."""
+        return self.postprocessor.top_n or 0 if isinstance(self.postprocessor, Postprocessor) else 0
+
+    def _per_query(
+        self, results: RetrievalResults, hits: Hits | None = None, returned: bool | None = None
+    ) -> dict[str, dict[Cut | OfReturned, Tensor]]:
+        """The metrics of rankings; by default with ``returned`` if it is asked for, or re-ranking left items out."""
+        if returned is None:
+            before, after = self.retrieved, results
+            assert before is not None, "it comes first"
+            is_shorter = (after.retrieved_ids >= 0).sum(dim=1) < (before.retrieved_ids >= 0).sum(dim=1)
+            returned = self.returned_metrics or bool(is_shorter.any())
+        return ranking_metrics(
+            results,
+            **{f"{name}_top_k": ks for name, ks in self.top_k.items()},  # pyright: ignore[reportArgumentType]
+            map_divide_by=self.map_divide_by,
+            hits=hits,
+            returned=returned,
+        )
+
+    def _rerank(self, results: RetrievalResults) -> RetrievalResults:
+        return self._reranked(results, rerank)
+
+    def _reranked(self, results: RetrievalResults, by: Callable[..., RetrievalResults]) -> RetrievalResults:
+        if isinstance(self.postprocessor, Postprocessor):
+            return by(self.postprocessor, results, self.acc.storage)
+        n_ranks = results.retrieved_ids.shape[1]
+        distances, columns = (each[:, :n_ranks] for each in self.distance_matrix.sort(dim=1, stable=True))
+        ids = results.gallery_ids[columns].masked_fill(distances.isinf(), -1)
+        return results.with_ranking(ids, distances)
+
     def _widest(self, is_query: Tensor) -> int:
         """The last rank that a metric looks at."""
         cuts = [k for ks in self.top_k.values() for k in ks]
@@ -377,7 +493,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             widest = max([widest, *to_find.unique(return_counts=True)[1].tolist()])
         return widest
 
-    def _rates(self, category: str | int, rows: Tensor) -> dict[Cut | float, Tensor]:
+    def _rates(self, category: str | int, rows: Tensor) -> dict[Key, Tensor]:
         """fnmr@fmr of a category."""
         is_overall = category == self.overall_categories_key
         pairs = self._all_pairs(None if is_overall else rows)
@@ -471,12 +587,15 @@ class EmbeddingMetrics(IMetricVisualisable):
         results, rows = self._checked_to_draw(), list(query_ids)
         if bad := [row for row in query_ids if not 0 <= row < len(results)]:
             raise ValueError(f"EmbeddingMetrics has {len(results)} queries, there is no query {bad[:3]}.")
-        if n_instances > results.retrieved_ids.shape[1]:
-            chosen = results.query_ids[rows].unique()
+        if n_instances > results.retrieved_ids.shape[1]:  # here alone: one process draws
+            by_query = self.postprocessor is None or getattr(self.postprocessor, "is_by_query", False)
+            chosen = results.query_ids[rows].unique() if by_query else results.query_ids
             is_query = torch.zeros(len(self.acc.storage[self.is_query_key]), dtype=torch.bool)
             is_query[chosen] = True
             rows = torch.searchsorted(chosen, results.query_ids[rows]).tolist()
-            results = self._search(is_query, n_instances, exact_search)  # here alone: one process draws
+            results = self._search(is_query, n_instances, exact_search)
+            if self.postprocessor is not None:
+                results = self._reranked(results, rerank)
         paths = [str(path) for path in self.acc.storage[PATHS_KEY]]
         if verbose:
             for query, row in zip(query_ids, rows, strict=True):
@@ -521,7 +640,7 @@ class EmbeddingMetrics(IMetricVisualisable):
             return None
         return torch.stack([self._stored(key) for key in _BOX_KEYS], dim=1)
 
-    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, Cut | float]]]:
+    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, Key]]]:
         """``OVERALL/map/5`` and its parts, for all metrics."""
         for category, by_metric in self.metrics.items():
             for metric, by_k in by_metric.items():
@@ -571,7 +690,8 @@ class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
 
     Samplers that share a data set out give some items to two processes, so that all get as many. Here each item counts
     once, by its ``index_key``, and they are put in the order of the data set: the metrics are those of one process, bit
-    for bit.
+    for bit. The search is shared out, and so is re-ranking by a postprocessor that ``is_by_query``; any other does all
+    of it in every process.
 
     Args:
         args, kwargs: those of :class:`EmbeddingMetrics`.
@@ -588,3 +708,7 @@ class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
     def _retrieve(self, is_query: Tensor, top_k: int) -> RetrievalResults:
         """Each process does its share of the search."""
         return self._search(is_query, top_k, search_in_all_processes)
+
+    def _rerank(self, results: RetrievalResults) -> RetrievalResults:
+        """Each process does its share, if that can be."""
+        return self._reranked(results, rerank_in_all_processes)

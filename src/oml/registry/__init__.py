@@ -48,7 +48,10 @@ REGISTRIES: Mapping[str, Registry] = _Registries(
         "scheduler": SCHEDULERS_REGISTRY,
         "transforms": TRANSFORMS_REGISTRY,
     },
-    later={"logger": "oml.registry.loggers.LOGGERS_REGISTRY"},  # with Lightning
+    later={
+        "logger": "oml.registry.loggers.LOGGERS_REGISTRY",  # with Lightning
+        "postprocessor": "oml.registry.postprocessors.POSTPROCESSORS_REGISTRY",  # with inference
+    },
 )
 
 
@@ -59,6 +62,7 @@ def show_registry() -> None:
         "Miners": [MINERS_REGISTRY],
         "Models": [EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY],
         "Optimizers": [OPTIMIZERS_REGISTRY],
+        "Postprocessors": [REGISTRIES["postprocessor"]],
         "Samplers": [SAMPLERS_REGISTRY],
         "Schedulers": [SCHEDULERS_REGISTRY],
         "Augmentations": [TRANSFORMS_REGISTRY],

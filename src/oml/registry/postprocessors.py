@@ -1,0 +1,37 @@
+"""What re-ranks results of a search, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from oml.interfaces.retrieval import IDistancesPostprocessor
+from oml.registry.models import PAIRWISE_MODELS_REGISTRY
+from oml.registry.registry import Registry
+from oml.registry.transforms import TRANSFORMS_REGISTRY
+from oml.retrieval.postprocessors.base import Postprocessor
+from oml.retrieval.postprocessors.pairwise import PairwiseEmbeddingsPostprocessor, PairwiseImagesPostprocessor
+
+POSTPROCESSORS_REGISTRY = Registry(
+    "postprocessor",
+    {
+        "pairwise_embeddings": PairwiseEmbeddingsPostprocessor,
+        "pairwise_images": PairwiseImagesPostprocessor,
+    },
+    nested={"pairwise_model": PAIRWISE_MODELS_REGISTRY, "transforms": TRANSFORMS_REGISTRY},
+    base=(Postprocessor, IDistancesPostprocessor),
+)
+
+
+def get_postprocessor(name: str, **kwargs: Any) -> Postprocessor | IDistancesPostprocessor:
+    """A postprocessor by its name and arguments; configs of models and transforms among them are built first.
+
+    Example:
+        >>> linear = {"name": "linear_siamese", "args": {"feat_dim": 2, "identity_init": True}}
+        >>> get_postprocessor("pairwise_embeddings", top_n=5, pairwise_model=linear, num_workers=0, batch_size=4).top_n
+        5
+    """
+    return POSTPROCESSORS_REGISTRY.build({"name": name, "args": kwargs})
+
+
+def get_postprocessor_by_cfg(cfg: Mapping[str, Any]) -> Postprocessor | IDistancesPostprocessor:
+    """The postprocessor that ``{name, args}`` describes."""
+    return POSTPROCESSORS_REGISTRY.build(cfg)
