@@ -1,7 +1,7 @@
 """The allowed pairs of queries and galleries, counted by their distances while the products of all go by in blocks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from threading import Lock, local
 from typing import NamedTuple
@@ -254,21 +254,10 @@ class AllowedPairs:
         return (share - margin).flip(0).cummin(0).values.flip(0), (share + margin).cummax(0).values
 
     def _measured_positives(self) -> Counted:
-        labels, order = self._labels[1].sort(stable=True)
-        first = torch.searchsorted(labels, self._labels[0])
-        n = torch.searchsorted(labels, self._labels[0], right=True) - first
-        ends = n.cumsum(0)
         found = []
-        for pairs in torch.arange(int(ends[-1]), device=ends.device).split(
-            max(1024, min(2**18, self._memory_budget // 256))
-        ):
-            query = torch.searchsorted(ends, pairs, right=True)
-            gallery = order[first[query] + pairs - (ends - n)[query]]
-            kept = torch.ones_like(pairs, dtype=torch.bool)
-            if self._items is not None:
-                kept = self._items[0][query] != self._items[1][gallery]
-            if self._symmetric:
-                kept &= query <= gallery
+        n_at_once = max(1024, min(2**18, self._memory_budget // 256))
+        for query, gallery in positive_pairs(self._labels, self._items, n_at_once):
+            kept = query <= gallery if self._symmetric else torch.ones_like(query, dtype=torch.bool)
             found.append(self._measure(query[kept], gallery[kept]))
             if self._symmetric:
                 found.append(found[-1][(query < gallery)[kept]])
@@ -354,6 +343,33 @@ class AllowedPairs:
                 occur[-1][block[here], numbers[here] - start] = 1
             meet |= occur[0] @ occur[1].T > 0
         return meet
+
+
+def positive_pairs(
+    labels: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]],
+    items: tuple[Int[Tensor, " query"], Int[Tensor, " gallery"]] | None,
+    n_at_once: int,
+) -> Iterator[tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]]:
+    """The pairs of one label, less those of one item, by their places: query by query, ``n_at_once`` at most at a time.
+
+    Example:
+        >>> labels, items = torch.tensor([7, 8, 7]), torch.tensor([0, 1, 2])
+        >>> list(positive_pairs((labels, labels), (items, items), n_at_once=8))
+        [(tensor([0, 2]), tensor([2, 0]))]
+    """
+    of_galleries, order = labels[1].sort(stable=True)
+    first = torch.searchsorted(of_galleries, labels[0].contiguous())
+    n = torch.searchsorted(of_galleries, labels[0].contiguous(), right=True) - first
+    ends = n.cumsum(0)
+    n_pairs = int(ends[-1]) if len(ends) else 0
+    for start in range(0, n_pairs, n_at_once):
+        pairs = torch.arange(start, min(start + n_at_once, n_pairs), device=ends.device)
+        query = torch.searchsorted(ends, pairs, right=True)
+        gallery = order[first[query] + pairs - (ends - n)[query]]
+        if items is not None:
+            kept = items[0][query] != items[1][gallery]
+            query, gallery = query[kept], gallery[kept]
+        yield query, gallery
 
 
 class _Scale:

@@ -43,7 +43,7 @@ def fnmr_at_fmr(
         >>> fnmr_at_fmr(positives, negatives, [0.1, 0.5])
         tensor([0.4000, 0.2000])
     """
-    _check_shares("fnmr_at_fmr", "fmr_vals", fmr_vals)
+    check_shares("fnmr_at_fmr", "fmr_vals", fmr_vals)
     positives, negatives = _counted("fnmr_at_fmr", positive_distances, negative_distances)
     thresholds = [_quantile(negatives, len(negative_distances), fmr) for fmr in fmr_vals]
     return _shares([len(positive_distances) - positives.n_less(t) for t in thresholds], positive_distances)
@@ -82,10 +82,10 @@ def tar_at_far(
         >>> tar_at_far(positives, negatives, [0, 0.25, 1])
         tensor([0.2500, 0.7500, 1.0000])
     """
-    _check_shares("tar_at_far", "far_vals", far_vals)
+    check_shares("tar_at_far", "far_vals", far_vals)
     positives, negatives = _counted("tar_at_far", positive_distances, negative_distances)
     n = len(negative_distances)
-    ranks = [_n_admitted(n, far) for far in far_vals]
+    ranks = [n_admitted_at(n, far) for far in far_vals]
     return _shares([positives.n_less(negatives.rank(k) if k < n else math.inf) for k in ranks], positive_distances)
 
 
@@ -222,7 +222,7 @@ def verification_metrics(
     owner = "verification_metrics"
     for name, shares in (("fmr_vals", fmr_vals), ("far_vals", far_vals)):
         if len(shares):
-            _check_shares(owner, name, shares)
+            check_shares(owner, name, shares)
     if not (len(fmr_vals) or len(far_vals) or eer or roc_auc):
         raise ValueError(f"{owner} needs something to compute: fmr_vals, far_vals, eer or roc_auc.")
     pairs = AllowedPairs(
@@ -234,10 +234,10 @@ def verification_metrics(
     negative_bins = pairs.binned(positive=False) if by_bins and roc_auc else None
 
     quantiles = [_quantile_ranks(n_negatives, fmr) for fmr in fmr_vals]
-    n_admitted = [_n_admitted(n_negatives, far) for far in far_vals]
+    n_admitted = [n_admitted_at(n_negatives, far) for far in far_vals]
     ranks = [(low, high if part else low) for low, high, part in quantiles]
     ranks += [(n, n) for n in n_admitted if n < n_negatives]
-    around, crossing = _around(pairs, ranks, eer, positive_bins, negative_bins)
+    around, crossing = negatives_around(pairs, ranks, eer, positive_bins, negative_bins)
 
     # The thresholds are known; of the positives, those at the same distances have to be.
     thresholds = [_quantile(near, n_negatives, fmr) for near, fmr in zip(around, fmr_vals, strict=False)]
@@ -333,8 +333,13 @@ def _quantile(distances: Counted, n: int, share: float | int) -> float:
     return a + part * (b - a) if part < 0.5 else b - (1 - part) * (b - a)
 
 
-def _n_admitted(n: int, share: float | int) -> int:
-    """The largest count that is at most this share of ``n``."""
+def n_admitted_at(n: int, share: float | int) -> int:
+    """The largest count that is at most this share of ``n``.
+
+    Example:
+        >>> n_admitted_at(10, 0.25)
+        2
+    """
     count = min(math.floor(share * n) + 1, n)  # the product is rounded: look at the counts around it
     while count / n > share:
         count -= 1
@@ -386,7 +391,12 @@ def _counted(owner: str, positive_distances: Tensor, negative_distances: Tensor)
     return counted[0], counted[1]
 
 
-def _check_shares(owner: str, name: str, shares: Sequence[float | int]) -> None:
+def check_shares(owner: str, name: str, shares: Sequence[float | int]) -> None:
+    """Refuse what is no list of shares, or an empty one.
+
+    Example:
+        >>> check_shares("verification_metrics", "fmr_vals", [0.1])
+    """
     if len(shares) == 0 or not all(0 <= share <= 1 for share in shares):
         raise ValueError(f"{owner} needs one or more {name} in [0, 1], got {list(shares)}.")
 
@@ -424,7 +434,7 @@ def _guesses(pairs: AllowedPairs, negative_bins: Tensor | None) -> Iterator[_Gue
     yield _Guess(share, share, pairs.largest_slack)
 
 
-def _around(
+def negatives_around(
     pairs: AllowedPairs,
     ranks: Sequence[tuple[int, int]],
     eer: bool,
