@@ -338,7 +338,7 @@ def test_a_run_that_resumes_within_its_last_epoch_is_validated(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = []
-    monkeypatch.setattr("oml.lightning.pipelines.train.finish", ended.append)  # of loggers
+    monkeypatch.setattr("oml.lightning.pipelines.fitting.finish", ended.append)  # of loggers
     changes: dict[str, Any] = {"valid_period": 5, "checkpoint_every_n_steps": 1}
     with pytest.raises(RuntimeError, match="it fails"):
         train(**changes, criterion=entity(f"{__name__}.Fails", at=4))

@@ -49,6 +49,8 @@ class ExtractorModule(TrainingModule):
         ValueError: if an extractor is to be frozen that cannot be, or ``ReduceLROnPlateau`` has nothing to watch.
     """
 
+    model: IExtractor  # pyright: ignore[reportIncompatibleVariableOverride] (never set again)
+
     def __init__(
         self,
         extractor: IExtractor,
