@@ -27,17 +27,21 @@ class _Step(NamedTuple):
 
 
 class ImagePairs:
-    """Pairs of images in their order, in batches of two tensors on a device; each image is transformed once it is read.
+    """Pairs of images in batches of two tensors on a device, in an order in which images need to be read seldom.
 
     Images stay on the device, in ``cache_size`` bytes, as long as they will be needed again. Which pairs come is known
     from the start, so those that are thrown out for lack of room are those that will be needed last (Belady's
-    algorithm): no other way would read fewer.
+    algorithm): no other way would read fewer. The order of the pairs, and so what is in a batch, does not depend on the
+    room.
 
     Args:
         first, second: the two images of each pair.
         transform, f_imread: see :class:`~oml.datasets.list_dataset.ListDataset`.
         cache_size: bytes of transformed images to hold; those of one batch always are, and what workers have read ahead
             comes on top.
+
+    Attributes:
+        order: positions of the pairs in the order in which they come.
 
     Raises:
         ValueError: files do not exist, the boxes do not fit, or images come out of the transform in several sizes.
@@ -57,10 +61,12 @@ class ImagePairs:
         device: torch.device,
     ) -> None:
         numbers: dict[ImageItem, int] = {}
-        self._pairs = [
+        pairs = [
             (numbers.setdefault(one, len(numbers)), numbers.setdefault(other, len(numbers)))
             for one, other in zip(first, second, strict=True)
         ]
+        self.order = _order_by_kin(pairs)
+        self._pairs = [pairs[position] for position in self.order]
         boxes = [box for _, box in numbers]
         self._dataset = ListDataset(
             [path for path, _ in numbers], boxes if any(boxes) else None, transform=transform, f_imread=f_imread
@@ -72,10 +78,9 @@ class ImagePairs:
         key = self._dataset.input_tensors_key
         batches = [self._pairs[i : i + self._batch_size] for i in range(0, len(self._pairs), self._batch_size)]
         start = self._pairs[0][0]
-        image: Tensor = self._dataset[start][key]
-        n_fit = self._cache_size // max(1, image.nbytes)
-        most = max(len(set(chain(*batch))) for batch in batches)
-        held = image.new_empty((min(len(self._dataset), max(n_fit, most)), *image.shape), device=self._device)
+        image: Tensor = collate([(start, self._dataset[start])]).entries[key][0]
+        n_places = max(self._cache_size // image.nbytes, *(len(set(chain(*batch))) for batch in batches))
+        held = image.new_empty((min(len(self._dataset), n_places), *image.shape), device=self._device)
         held[0] = image.to(self._device)
         place = {start: 0}
         free = list(range(1, len(held)))
@@ -99,23 +104,47 @@ class ImagePairs:
             yield held[[place[number] for number in ones]], held[[place[number] for number in others]]
 
 
+def _order_by_kin(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Positions of pairs: those with the same first image together, and next such that share an image with them.
+
+    A walk through the graph of the pairs, depth first, so that what has just been looked at is looked at again soon.
+    """
+    positions: dict[int, list[int]] = {}  # of the pairs of each first image
+    seconds: defaultdict[int, list[int]] = defaultdict(list)  # of each second image: the first ones
+    for position, (one, other) in enumerate(pairs):
+        positions.setdefault(one, []).append(position)
+        seconds[other].append(one)
+    order: list[int] = []
+    for start in list(positions):
+        stack = [start]
+        while stack:
+            one = stack.pop()
+            own = positions.pop(one, [])
+            order += own
+            for image in (one, *(pairs[position][1] for position in reversed(own))):
+                stack += seconds.pop(image, [])
+                if image in positions:
+                    stack.append(image)
+    return order
+
+
 def _schedule(batches: Sequence[Sequence[tuple[int, int]]], n_places: int, there: int) -> Iterator[_Step]:
     """What to drop and load before each batch, for ``n_places`` images, of which one is there at the start."""
     uses: defaultdict[int, deque[int]] = defaultdict(deque)  # of each image: the batches to come
     for number, batch in enumerate(batches):
         for image in set(chain(*batch)):
             uses[image].append(number)
-    kept = {there}
+    kept, drop = {there}, []
     for batch in batches:
         needed = dict.fromkeys(chain(*batch))
         load = [image for image in needed if image not in kept]
-        others = [image for image in kept if image not in needed]
-        drop = [image for image in others if not uses[image]]
-        n_over = len(kept) + len(load) - len(drop) - n_places
-        if n_over > 0:
-            later = (image for image in others if uses[image])
-            drop += heapq.nlargest(n_over, later, key=lambda image: (uses[image][0], image))
-        kept = kept.difference(drop).union(load)
+        if (n_over := len(kept) + len(load) - n_places) > 0:
+            others = kept.difference(needed)
+            drop += heapq.nlargest(n_over, others, key=lambda image: uses[image][0])
+        yield _Step(drop, load)
         for image in needed:
             uses[image].popleft()
-        yield _Step(drop, load)
+        kept.difference_update(drop)
+        kept.update(load)
+        drop = [image for image in needed if not uses[image]]
+        kept.difference_update(drop)

@@ -128,11 +128,14 @@ def score_images(
     **how: Any,
 ) -> Float[Tensor, " pair"]:
     """What the model says of pairs of images, all of them computed in this process."""
+    if cache_size < 0:
+        raise ValueError(f"Pairs of images need a cache_size of 0 or more bytes, got {cache_size}.")
     pairs = ImagePairs(
         first, second, transform, f_imread, batch_size=batch_size, num_workers=num_workers, cache_size=cache_size,
         device=device_of(model),
     )  # fmt: skip
-    return _predicted(model, pairs, len(first), **how)
+    scores = _predicted(model, pairs, len(first), **how)
+    return torch.empty_like(scores).index_put_((torch.tensor(pairs.order, device=scores.device),), scores)
 
 
 def score_embeddings(

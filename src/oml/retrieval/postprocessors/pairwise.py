@@ -19,7 +19,6 @@ from oml.const import (
     Y1_KEY,
     Y2_KEY,
 )
-from oml.datasets.list_dataset import TBBox
 from oml.inference._batches import patient_bar
 from oml.inference._image_pairs import ImageItem
 from oml.inference.pairs import CACHE_SIZE, score_embeddings, score_images
@@ -32,6 +31,7 @@ from oml.utils.images.images import TImReader
 
 _BOX_KEYS = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
 _STEP = 1e-5  # from the re-ranked galleries to the others
+_SORTED = 2**22  # distances at a time
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -108,10 +108,18 @@ class PairwisePostprocessor(Postprocessor, IDistancesPostprocessor):
                 f"{type(self).__name__} needs distances, got NaN or -inf in {len(rows)} of {len(distances)} rows, such "
                 f"as row {int(rows[0])}. Only inf means that the query is not to find the gallery."
             )
-        ordered, columns = distances.sort(dim=1, stable=True)
-        top = columns.masked_fill(ordered.isinf(), -1)[:, : self.top_n]
-        scores = self._scores(queries, galleries, top, distances.dtype)
-        return torch.empty_like(distances).scatter_(1, *_reranked(columns, ordered, scores))
+        # sorted twice, as all of it would take several times the memory of the distances
+        n_rows = max(1, _SORTED // max(1, len(galleries)))
+        tops = []
+        for part in distances.split(n_rows):
+            ordered, columns = part.sort(dim=1, stable=True)
+            tops.append(columns.masked_fill(ordered.isinf(), -1)[:, : self.top_n])
+        scores = self._scores(queries, galleries, torch.cat(tops), distances.dtype)
+        new = torch.empty_like(distances)
+        for part, found, out in zip(distances.split(n_rows), scores.split(n_rows), new.split(n_rows), strict=True):
+            ordered, columns = part.sort(dim=1, stable=True)
+            out.scatter_(1, *_reranked(columns, ordered, found))
+        return new
 
     def process_by_dict(self, distances: Float[Tensor, "query gallery"], data: Mapping[str, Any]) -> Tensor:
         """:meth:`process` of the queries and galleries among all items of a data set, in its order."""
@@ -286,8 +294,14 @@ class PairwiseImagesPostprocessor(PairwisePostprocessor):
         if lacking:
             return [(str(paths[i]), None) for i in numbers]
         boxes = torch.stack([torch.as_tensor(data[key], dtype=torch.float64) for key in _BOX_KEYS], dim=1)
-        is_whole, sides = boxes.isnan().all(dim=1).tolist(), boxes.tolist()
-        return [(str(paths[i]), None if is_whole[i] else _box(sides[i])) for i in numbers]
+        is_whole = boxes.isnan().all(dim=1)
+        if len(rows := (boxes.isnan().any(dim=1) & ~is_whole).nonzero().squeeze(1)):
+            raise ValueError(
+                f"{type(self).__name__} needs all four sides of a box, or NaN for each of them, got "
+                f"{boxes[rows[0]].tolist()} for item {int(rows[0])}, and others of that kind: {len(rows)} in all."
+            )
+        whole, sides = is_whole.tolist(), boxes.nan_to_num().int().tolist()
+        return [(str(paths[i]), None if whole[i] else tuple(sides[i])) for i in numbers]
 
     def inference(
         self,
@@ -360,11 +374,6 @@ def _description(ii_top: Tensor) -> str:
 
 def _item(item: Path | str | ImageItem) -> ImageItem:
     return item if isinstance(item, tuple) else (str(item), None)
-
-
-def _box(sides: list[float]) -> TBBox:
-    x1, y1, x2, y2 = (int(side) for side in sides)
-    return x1, y1, x2, y2
 
 
 def _check_arguments(owner: str, top_n: int, model: nn.Module, num_workers: int, batch_size: int) -> None:
