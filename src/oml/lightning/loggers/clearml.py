@@ -27,7 +27,8 @@ class ClearMLLogger(Logger):
         tags: of the task.
         save_dir: where offline sessions go.
         kwargs: further ones of ``clearml.Task.init``. What that would catch by itself, such as output, arguments of
-            the command line, checkpoints and what TensorBoard gets, is off by default.
+            the command line, checkpoints and what TensorBoard gets, is off by default. It sends by threads, not by a
+            process of its own.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class ClearMLLogger(Logger):
             with environment("CLEARML_CACHE_DIR", self._save_dir):
                 if self._offline:
                     Task.set_offline(True)
+                # or it forks this process, whose locks other threads may hold, and waits for the fork without end
+                Task._report_subprocess_enabled = False  # pyright: ignore[reportPrivateUsage]
                 self._task = Task.init(
                     self._project,
                     self._name,
