@@ -234,13 +234,6 @@ def test_a_folder_that_is_no_run(trained: Path, tmp_path: Path) -> None:
         validation_config_of(tmp_path)
 
 
-def test_re_ranking_is_to_come(mock_root: Path) -> None:
-    siamese = {"name": "trivial_distance_siamese", "args": {"extractor": {"name": "tiny", "args": {}}}}
-    args = {"top_n": 2, "pairwise_model": siamese, "transforms": TRANSFORMS}
-    with pytest.raises(ValueError, match="issue 9"):
-        extractor_validation_pipeline(config(mock_root, postprocessor={"name": "pairwise_images", "args": args}))
-
-
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -377,10 +377,10 @@ class EmbeddingMetrics(IMetricVisualisable):
             intervals[category] = {name: {k: next(found) for k in by_k} for name, by_k in by_query.items()}
         return intervals
 
-    def compare(
-        self, confidence: float = 0.95, seed: int = 0
-    ) -> dict[str | int, dict[str, dict[Cut | OfReturned, MetricChange]]]:
+    def compare(self, confidence: float = 0.95, seed: int = 0) -> dict[str | int, dict[str, dict[Key, MetricChange]]]:
         """What re-ranking changed: for each metric with a value per query those before and after, and a paired test.
+
+        Of the categories that :meth:`compute_metrics` returns.
 
         Args:
             confidence, seed: see :func:`oml.metrics.comparison.compare_results`.
@@ -391,11 +391,12 @@ class EmbeddingMetrics(IMetricVisualisable):
         after = self._computed()
         if self.postprocessor is None or self.retrieved is None:
             raise ValueError("EmbeddingMetrics compares before and after re-ranking, and has no postprocessor.")
-        before = self._per_query(
-            self.retrieved, returned="returned" in self.metrics_unreduced[self.overall_categories_key]
-        )
-        changes: dict[str | int, dict[str, dict[Cut | OfReturned, MetricChange]]] = {}
+        main = self.overall_categories_key
+        before = self._per_query(self.retrieved, returned="returned" in self.metrics_unreduced[main])
+        changes: dict[str | int, dict[str, dict[Key, MetricChange]]] = {}
         for category, rows in self.query_rows.items():
+            if self.return_only_main_category and category != main:
+                continue
             now, labels = self.metrics_unreduced[category], after.query_labels[rows]
             changes[category] = {
                 name: {

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from oml.metrics.comparison import MetricChange
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.utils.io import atomic_path
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 METRICS_FILES = ("metrics.csv", "metrics.json")  # of write_metrics
 _FEW_LABELS = 30  # with fewer, bootstrap intervals are too narrow
 _MOST_ROWS = 60  # on a terminal
+_NAMES = ["table", "category", "metric", "k"]
+_CHANGE = ["before", "difference", "difference_low", "difference_high", "p_value"]  # with re-ranking
+_INTERVALS = ["low", "high", *_CHANGE]  # where there may be none
 _HOW = "percentile bootstrap over queries, whole labels resampled; none for metrics without a value per query"
 
 
@@ -34,6 +38,12 @@ def metrics_table(metric: EmbeddingMetrics, confidence: float = 0.95) -> "DataFr
 
     ``fnmr@fmr`` and ``pcf`` are no means over queries but one number of all pairs or items; their ``low`` and ``high``
     are NaN.
+
+    A metric with a postprocessor has the values after re-ranking there, and five columns more at the end, which are NaN
+    for these two: the mean ``before``; the ``difference`` that re-ranking makes, ``mean - before``, with its interval
+    from ``difference_low`` to ``difference_high``; and the ``p_value`` of there being none. Both are those of the
+    same queries, so the difference is surer than the two intervals look, see
+    :func:`oml.functional.statistics.paired_test`.
 
     Raises:
         ValueError: if nothing was computed yet, or ``confidence`` is outside (0, 1).
@@ -55,7 +65,7 @@ def metrics_table(metric: EmbeddingMetrics, confidence: float = 0.95) -> "DataFr
 
     intervals = metric.intervals(confidence)
     main = metric.overall_categories_key
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (category, name, k, *intervals[category].get(name, {}).get(k, (value.item(), float("nan"), float("nan"))))
         for category, by_metric in metric.metrics.items()
         if category == main or not metric.return_only_main_category
@@ -68,7 +78,14 @@ def metrics_table(metric: EmbeddingMetrics, confidence: float = 0.95) -> "DataFr
     labels = {category: metric.results.query_labels[rows] for category, rows in metric.query_rows.items()}
     table["n_queries"] = table["category"].map({category: len(of_it) for category, of_it in labels.items()})
     table["n_labels"] = table["category"].map({category: len(of_it.unique()) for category, of_it in labels.items()})
+    if metric.postprocessor is not None:
+        changes = metric.compare(confidence)
+        table[_CHANGE] = [_change(changes[category].get(name, {}).get(k)) for category, name, k, *_ in rows]
     return table
+
+
+def _change(change: MetricChange | None) -> tuple[float, ...]:
+    return (float("nan"),) * len(_CHANGE) if change is None else (change.a.double().mean().item(), *change.test)
 
 
 def write_metrics(run_dir: Path | str, metrics: Mapping[str, EmbeddingMetrics]) -> "DataFrame":
@@ -76,7 +93,7 @@ def write_metrics(run_dir: Path | str, metrics: Mapping[str, EmbeddingMetrics]) 
 
     The CSV file is :func:`joined_metrics_table`. The JSON file has the same by the names under which the metrics are
     logged: ``{"metrics": {"OVERALL/cmc/1": {"mean": 0.9, "low": 0.8, "high": 1.0, "n_queries": 100, "n_labels": 25},
-    ...}}``.
+    ...}}``. With re-ranking both have the values before it and the differences too.
 
     Args:
         run_dir: the folder; made if missing. Files of these names are replaced.
@@ -86,7 +103,7 @@ def write_metrics(run_dir: Path | str, metrics: Mapping[str, EmbeddingMetrics]) 
     csv, as_json = (Path(run_dir) / name for name in METRICS_FILES)
     with atomic_path(csv) as file:
         table.to_csv(file, index=False)
-    numbers = table[["mean", "low", "high", "n_queries", "n_labels"]].astype(object)
+    numbers = table.drop(columns=_NAMES).astype(object)
     numbers = numbers.where(numbers.notna(), None).to_dict("records")
     content = {"intervals": f"95 %: {_HOW}", "metrics": dict(zip(_names(table), numbers, strict=True))}
     with atomic_path(as_json) as file:
@@ -99,7 +116,10 @@ def read_metrics(run_dir: Path | str) -> "DataFrame":
     from pandas import read_csv
 
     return read_csv(
-        Path(run_dir) / METRICS_FILES[0], dtype={"k": str}, keep_default_na=False, na_values={"low": "", "high": ""}
+        Path(run_dir) / METRICS_FILES[0],
+        dtype={"k": str},
+        keep_default_na=False,
+        na_values=dict.fromkeys(_INTERVALS, ""),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -118,18 +138,44 @@ def print_metrics_table(table: "DataFrame", console: "Console | None" = None) ->
     rows = table
     if is_long := len(rows) > _MOST_ROWS:
         rows = rows[rows["category"] == rows.groupby("table")["category"].transform("first")]
+    is_compared = "before" in table.columns
     shown = Table(box=SIMPLE)
-    for heading in ("metric", "mean", "95 % interval", "queries", "labels"):
+    headings = ["before", "after", "change", "95 % interval", "p"] if is_compared else ["mean", "95 % interval"]
+    for heading in ("metric", *headings, "queries", "labels"):
         shown.add_column(heading, justify="left" if heading == "metric" else "right")
-    numbers = rows[["mean", "low", "high", "n_queries", "n_labels"]].to_dict("list")
-    for name, mean, low, high, n_queries, n_labels in zip(_names(rows), *numbers.values(), strict=True):
-        interval = "" if isnan(low) else f"{low:.4f} to {high:.4f}"
-        shown.add_row(name, f"{mean:.4f}", interval, f"{n_queries:,}", f"{n_labels:,}")
+    for name, row in zip(_names(rows), rows.to_dict("records"), strict=True):
+        shown.add_row(
+            name,
+            *(_of_change(row) if is_compared else _of_mean(row)),
+            *map("{:,}".format, (row["n_queries"], row["n_labels"])),
+        )
     console.print(shown)
     if is_long:
         console.print("Categories are left out, as they are many.")
+    if is_compared and rows["before"].isna().any():
+        console.print("What has no value before is of the embeddings, which re-ranking leaves as they are.")
     if rows["n_labels"].min() < _FEW_LABELS:
         console.print(f"With fewer than {_FEW_LABELS} labels the intervals are too narrow.")
+
+
+def _of_mean(row: Mapping[Any, Any]) -> list[str]:
+    """The mean of a metric and its interval."""
+    interval = "" if isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
+    return [f"{row['mean']:.4f}", interval]
+
+
+def _of_change(row: Mapping[Any, Any]) -> list[str]:
+    """The means before and after re-ranking, the difference with its interval, and its p-value."""
+    if isnan(row["before"]):
+        return ["", f"{row['mean']:.4f}", "", "", ""]
+    interval = f"{row['difference_low']:+.4f} to {row['difference_high']:+.4f}"
+    return [
+        f"{row['before']:.4f}",
+        f"{row['mean']:.4f}",
+        f"{row['difference']:+.4f}",
+        interval,
+        f"{row['p_value']:.4f}",
+    ]
 
 
 def joined_metrics_table(metrics: Mapping[str, EmbeddingMetrics]) -> "DataFrame":

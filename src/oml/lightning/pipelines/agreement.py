@@ -4,8 +4,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from oml.const import (
-    BBOXES_COLUMNS,
     CATEGORIES_COLUMN,
     CATEGORIES_KEY,
     IS_QUERY_COLUMN,
@@ -32,13 +32,16 @@ from oml.interfaces.models import IExtractor, IFreezable
 from oml.lightning.callbacks.checkpoints import mode_of
 from oml.lightning.pipelines.parser import parse_sampler_from_config, parse_scheduler_from_config
 from oml.metrics.embeddings import EmbeddingMetrics
+from oml.metrics.per_query import OfReturned
+from oml.models.meta.siamese import LinearTrivialDistanceSiamese
 from oml.models.zoo import check_weights
 from oml.registry.arguments import parameters_of
 from oml.registry.losses import LOSSES_REGISTRY
-from oml.registry.models import EXTRACTORS_REGISTRY, PAIRWISE_MODELS_REGISTRY
+from oml.registry.models import EXTRACTORS_REGISTRY
 from oml.registry.optimizers import get_optimizer_by_cfg
+from oml.registry.postprocessors import POSTPROCESSORS_REGISTRY
 from oml.registry.registry import Registry
-from oml.registry.transforms import TRANSFORMS_REGISTRY
+from oml.retrieval.postprocessors.pairwise import PairwiseEmbeddingsPostprocessor, PairwiseImagesPostprocessor
 
 _T = TypeVar("_T")
 _EXPECTED = (ValueError, TypeError, KeyError, ImportError, OSError, MisconfigurationException)
@@ -63,7 +66,6 @@ class TableFacts(NamedTuple):
     train: Labels
     query_categories: list[Any]
     """distinct ones; none if the table has no categories"""
-    has_boxes: bool
 
 
 def said(error: BaseException) -> str:
@@ -130,7 +132,6 @@ def read_facts(problems: list[str], root: Path, name: str, splits: Sequence[str]
     return TableFacts(
         train=Labels(of_split[TRAIN_SPLIT]),
         query_categories=queries[CATEGORIES_COLUMN].unique().tolist() if has_categories else [],
-        has_boxes=bool(set(BBOXES_COLUMNS) & set(table.columns)),
     )
 
 
@@ -242,13 +243,47 @@ def picture_problems(logger: Callable[..., Any]) -> list[str]:
     ]
 
 
-def postprocessor_problems(config: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the model and the transforms of a re-ranker."""
-    args, problems = config.get("args") or {}, []
-    for key, registry in (("pairwise_model", PAIRWISE_MODELS_REGISTRY), ("transforms", TRANSFORMS_REGISTRY)):
-        if isinstance(inner := args.get(key), Mapping):
-            place = f"postprocessor.args.{key}"
-            problems += registry.problems(inner, (), place) + weights_problems(registry, inner, place)
+def postprocessor_problems(config: dict[str, Any], dim: int | None) -> list[str]:
+    """What is wrong with a re-ranker: its arguments, its model, and whether that takes embeddings of such a size.
+
+    Args:
+        config: of the postprocessor.
+        dim: of the extractor's embeddings; ``None`` if it is not known.
+    """
+    problems = POSTPROCESSORS_REGISTRY.problems(config, (), "postprocessor")
+    problems += weights_problems(POSTPROCESSORS_REGISTRY, config, "postprocessor")
+    if problems:
+        return problems
+    build = partial(POSTPROCESSORS_REGISTRY.build, _without_weights(config))
+    model = getattr(tried(problems, "postprocessor", build, on_meta=True), "model", None)
+    if isinstance(model, LinearTrivialDistanceSiamese) and dim not in (None, model.feat_dim):
+        problems.append(
+            f"postprocessor.args.pairwise_model.args.feat_dim: there are {dim} numbers in an embedding, got "
+            f"{model.feat_dim}."
+        )
+    return problems
+
+
+def reranker_problems(config: Mapping[str, Any]) -> list[str]:
+    """Why the model of a postprocessor, which has nothing wrong with it, cannot be trained as the config says."""
+    name, problems = config["postprocessor"]["name"], []
+    build = partial(POSTPROCESSORS_REGISTRY.build, _without_weights(config["postprocessor"]))
+    postprocessor = tried([], "", build, on_meta=True)
+    if postprocessor is None:
+        return []
+    if not isinstance(postprocessor, PairwiseImagesPostprocessor | PairwiseEmbeddingsPostprocessor):
+        return [f"postprocessor.name: {name!r} is not trained; pairwise_images is, and pairwise_embeddings."]
+    if isinstance(postprocessor, PairwiseImagesPostprocessor) and config.get("transforms_train") is None:
+        problems.append(f"transforms_train: must be given, as {name} compares images.")
+    if (frozen := config.get("freeze_n_epochs")) and not isinstance(postprocessor.model, IFreezable):
+        problems.append(
+            f"freeze_n_epochs: {type(postprocessor.model).__name__} cannot be frozen, concat_siamese can; got {frozen}."
+        )
+    if (config.get("lightning_trainer_extra_args") or {}).get("strategy") == "fsdp":
+        problems.append(
+            "lightning_trainer_extra_args.strategy: fsdp shares out a model that each process needs whole, to re-rank "
+            "queries of its own. Take ddp."
+        )
     return problems
 
 
@@ -260,7 +295,9 @@ def build_metric(problems: list[str], args: Mapping[str, Any]) -> EmbeddingMetri
 
 def metric_names(metric: EmbeddingMetrics, categories: Sequence[Any], table: str) -> list[str]:
     """What the validation of a table with these categories logs: ``OVERALL/cmc/1`` and the like."""
-    cuts = {**metric.top_k, "fnmr@fmr": metric.fmr_vals, "pcf": metric.pfc_variance}
+    cuts: dict[str, Sequence[Any]] = {**metric.top_k, "fnmr@fmr": metric.fmr_vals, "pcf": metric.pfc_variance}
+    if metric.returned_metrics:
+        cuts["returned"] = get_args(OfReturned)
     by_category = metric.categories_key is not None and not metric.return_only_main_category
     told = [OVERALL_CATEGORIES_KEY, *(categories if by_category else [])]
     prefix = f"{table}/" if table else ""

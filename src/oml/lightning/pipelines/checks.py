@@ -220,8 +220,6 @@ class _Check:
         splits = [VALIDATION_SPLIT] if self.pipeline is VALIDATION else [TRAIN_SPLIT, VALIDATION_SPLIT]
         if None not in main.values():
             facts[""] = read_facts(self.problems, Path(main["dataset_root"]), main["dataframe_name"], splits)
-            if self.pipeline is POSTPROCESSOR_TRAINING and facts[""] and facts[""].has_boxes:
-                self.problems.append("dataframe_name: re-rankers are trained on whole images, and the table has boxes.")
         for table, own in (good.get("validation_tables") or {}).items():
             place, facts[table] = f"validation_tables.{table}", None
             if not isinstance(own, dict):
@@ -263,7 +261,10 @@ class _Check:
         if self._is_right("logger") and good.get("log_images"):
             problems += agreement.picture_problems(REGISTRIES["logger"].find(good["logger"]["name"]))
         if isinstance(postprocessor := good.get("postprocessor"), dict):
-            problems += agreement.postprocessor_problems(postprocessor)
+            found = agreement.postprocessor_problems(postprocessor, dim)
+            if not found and self.pipeline is POSTPROCESSOR_TRAINING:
+                found = agreement.reranker_problems(good)
+            problems += found
 
     def _check_metrics(self, facts: Mapping[str, TableFacts | None]) -> None:
         """What is computed, and who watches what; that includes the schedule of the learning rate."""
