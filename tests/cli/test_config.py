@@ -66,7 +66,7 @@ def test_show_what_is_missing_as_it_is(oml: Oml, here: Path) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_what_a_config_is_for(name: str) -> None:
     data = f"{'data_dir' if 'predict' in name else 'dataset_root'}=nowhere"
-    kinds = {"validate": "validation", "predict": "prediction", "postprocessor": "postprocessor training"}
+    kinds = {"validate": "validation", "predict": "prediction", "postprocessor": "re-ranker training"}
     assert best_pipeline(compose(name, [data])).name == kinds.get(name.rpartition("_")[2], "training")
 
 

@@ -62,7 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "validation": {**MACHINE, "transforms_val": RESIZE, "bs_val": 4, "extractor": EXTRACTOR},
     "prediction": {**MACHINE, "bs": 4, "transforms_predict": RESIZE, "extractor": EXTRACTOR},
-    "postprocessor training": {
+    "re-ranker training": {
         **MACHINE,
         **FIT,
         "extractor": EXTRACTOR,

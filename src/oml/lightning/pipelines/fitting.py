@@ -63,7 +63,7 @@ def fit(
     loaders_val: Sequence[DataLoader],
     callbacks_val: Sequence[MetricValCallback],
     make_module: Callable[[int, int | None], TrainingModule],
-    first: Sequence[pl.Callback] = (),
+    further: Sequence[pl.Callback] = (),
 ) -> TrainingReport:
     """Train and validate a module in the folder of the run, from its last checkpoint on if it resumes.
 
@@ -73,7 +73,7 @@ def fit(
         loaders_val: of the tables to validate on.
         callbacks_val: with their metrics.
         make_module: of the number of steps of the run, and of its epochs; it has the loaders itself.
-        first: callbacks that come before all others.
+        further: callbacks.
 
     Raises:
         ValueError: if the run ends before its first step.
@@ -109,8 +109,8 @@ def fit(
         **extra,
         "strategy": parse_strategy_from_config(config),
         "callbacks": [
-            *first,
             *averages,
+            *further,
             RandomState(),
             *callbacks_val,
             *_early_stopping(config),

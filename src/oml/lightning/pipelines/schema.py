@@ -122,6 +122,22 @@ _FIT = {
     "scheduling": Field(Mapping | None, "how the learning rate changes; null: not at all", None, fields=SCHEDULING),
     "freeze_n_epochs": Field(int, "so many epochs the backbone does not learn", 0, least=0),
 }
+_CACHE_SIZE = Field(int | None, "bytes of decoded images to keep between epochs; 0: none", least=0)
+_RUN = {
+    "ema_decay": Field(
+        float | None, "of the moving average of weights that is validated and kept; null: none", None, 0, most=1
+    ),
+    "early_stopping": Field(
+        Mapping | None,
+        "stop where metric_for_checkpointing stays as it is; null: never",
+        None,
+        fields=EARLY_STOPPING,
+    ),
+    "checkpoint_every_n_steps": Field(
+        int | None, "how often last.ckpt is written; null: between epochs, about every 500 steps", None, least=1
+    ),
+    "resume": Field(str | Path | None, "run folder, or a .ckpt of it, to go on from", None),
+}
 
 TRAINING = Pipeline(
     "training",
@@ -129,7 +145,7 @@ TRAINING = Pipeline(
         **_FIT,
         **_MACHINE,
         **_TABLE,
-        "cache_size": Field(int | None, "bytes of decoded images to keep between epochs; 0: none", least=0),
+        "cache_size": _CACHE_SIZE,
         "transforms_train": _config("transforms", "augmentations of training"),
         "sampler": Field(Mapping | None, "what forms batches; null: shuffled ones of bs_train", group="sampler"),
         "global_batch": Field(
@@ -143,19 +159,7 @@ TRAINING = Pipeline(
             "and the size of the embeddings",
         ),
         "criterion_lr_factor": Field(float, "the criterion's parameters learn at lr times this", 1.0, least=0),
-        "ema_decay": Field(
-            float | None, "of the moving average of weights that is validated and kept; null: none", None, 0, most=1
-        ),
-        "early_stopping": Field(
-            Mapping | None,
-            "stop where metric_for_checkpointing stays as it is; null: never",
-            None,
-            fields=EARLY_STOPPING,
-        ),
-        "checkpoint_every_n_steps": Field(
-            int | None, "how often last.ckpt is written; null: between epochs, about every 500 steps", None, least=1
-        ),
-        "resume": Field(str | Path | None, "run folder, or a .ckpt of it, to go on from", None),
+        **_RUN,
         **_VALIDATION,
         **_LOGGING,
     },
@@ -188,20 +192,22 @@ PREDICTION = Pipeline(
     },
 )
 POSTPROCESSOR_TRAINING = Pipeline(
-    "postprocessor training",
+    "re-ranker training",
     {
         **_FIT,
         **_MACHINE,
         **_TABLE,
+        "cache_size": _CACHE_SIZE._replace(default=0),
         "extractor": _config("extractor", "whose embeddings choose the pairs"),
         "transforms_extraction": _config("transforms", "what becomes of images before the extractor"),
-        "transforms_train": _config("transforms", "augmentations of training"),
-        "batch_size_inference": Field(int, "batch size of extraction and re-ranking", least=1),
+        "transforms_train": _config("transforms", "augmentations of training; pairwise_embeddings needs none", None),
+        "batch_size_inference": Field(int, "batch size of extraction and validation", least=1),
         "embeddings_cache_dir": Field(str | Path | None, "folder to keep embeddings in; null: none are kept", None),
         "sampler": _config("sampler", "what forms batches"),
         "hard_pairs_mining": Field(bool, "train on the hardest pairs of a batch instead of all"),
-        "postprocessor": _config("postprocessor", "pairwise_images, whose model is trained"),
-        "metric_args": _VALIDATION["metric_args"],
+        "postprocessor": _config("postprocessor", "pairwise_images or pairwise_embeddings, whose model is trained"),
+        **_RUN,
+        **{name: _VALIDATION[name] for name in ("metric_args", "validation_tables")},
         **_LOGGING,
         "log_images": Field(bool, _LOGGING["log_images"].help, True),
     },
