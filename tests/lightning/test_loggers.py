@@ -4,6 +4,7 @@ The clients are real ones, offline or with files alone; nothing leaves the machi
 """
 
 import json
+import os
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -68,12 +69,18 @@ def trained(
     with quiet(run_dir.parent / "home"), pytest.MonkeyPatch.context() as patch:
         repository(project)
         patch.chdir(project)
+        patch.setattr(os, "fork", _no_fork)
         logger = get_logger_by_cfg({"name": name, "args": ARGS[name]}, save_dir=run_dir)
         log_experiment(logger, CONFIG, run_dir, [table])
         best = ModelCheckpoint(run_dir, "best", monitor="OVERALL/cmc/1", mode="max")
         tiny_training(mock_root, logger, epochs=EPOCHS, log_images=True, callbacks=[best])
         finish(logger)
         yield Trained(name, run_dir, table, logger, resume_arguments(name, run_dir))
+
+
+def _no_fork() -> int:
+    """Locks of other threads stay locked in a fork, where they are not: it may hang, and who waits for it too."""
+    raise AssertionError("a client of a logger forks the process of the training")
 
 
 def repository(folder: Path) -> None:
