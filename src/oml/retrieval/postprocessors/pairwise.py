@@ -260,7 +260,7 @@ class PairwiseImagesPostprocessor(PairwisePostprocessor):
         f_imread: TImReader | None = None,
         cache_size: int = CACHE_SIZE,
     ) -> None:
-        _check_arguments(type(self).__name__, top_n, pairwise_model, num_workers, batch_size)
+        _check_arguments(type(self).__name__, top_n, pairwise_model, num_workers, batch_size, cache_size)
         self.top_n = top_n
         self.model = pairwise_model
         self.image_transforms = transforms
@@ -376,12 +376,15 @@ def _item(item: Path | str | ImageItem) -> ImageItem:
     return item if isinstance(item, tuple) else (str(item), None)
 
 
-def _check_arguments(owner: str, top_n: int, model: nn.Module, num_workers: int, batch_size: int) -> None:
+def _check_arguments(
+    owner: str, top_n: int, model: nn.Module, num_workers: int, batch_size: int, cache_size: int = 0
+) -> None:
     if not isinstance(model, nn.Module) or not callable(getattr(model, "predict", None)):
         raise TypeError(
             f"{owner} needs a pairwise_model: a module with predict(x1, x2), such as those of "
             f"oml.models.meta.siamese, got {type(model).__name__}."
         )
-    for name, value, least in (("top_n", top_n, 2), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+    least_values = {"top_n": (top_n, 2), "batch_size": (batch_size, 1), "num_workers": (num_workers, 0)}
+    for name, (value, least) in (least_values | {"cache_size": (cache_size, 0)}).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{owner} needs a whole number of {least} or more as {name}, got {value!r}.")
