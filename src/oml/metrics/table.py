@@ -134,7 +134,7 @@ def print_metrics_table(table: "DataFrame", console: "Console | None" = None) ->
     from rich.console import Console
     from rich.table import Table
 
-    console = console or Console()
+    console = console or Console(width=1000, soft_wrap=True)  # lines are not broken, whatever the window
     rows = table
     if is_long := len(rows) > _MOST_ROWS:
         rows = rows[rows["category"] == rows.groupby("table")["category"].transform("first")]

@@ -123,6 +123,8 @@ def _postprocessor(config: Mapping[str, Any] | None, precision: int | str) -> An
 def validation_config_of(run: Path | str) -> DictConfig:
     """The config to validate what a training made, on its own table: with the weights of its best checkpoint.
 
+    Of a training of a re-ranker, it re-ranks what the extractor finds on top of which that was trained.
+
     Args:
         run: the folder of the training, with ``config.yaml`` and ``checkpoints/best.ckpt``.
 
@@ -132,9 +134,14 @@ def validation_config_of(run: Path | str) -> DictConfig:
     Raises:
         FileNotFoundError: there is no such folder, or it lacks one of these files.
     """
-    config = config_of_run(run)
+    config, _ = _config_and_checkpoint(run)
+    if config.get("postprocessor"):
+        config |= {"transforms_val": config["transforms_extraction"], "bs_val": config["batch_size_inference"]}
+        config["postprocessor"] = postprocessor_of_run(run)
+    else:
+        config = config_of_run(run)
     fields = ("dataset_root", "dataframe_name", "transforms_val", "bs_val", "num_workers", "extractor", "precision")
-    fields += ("metric_args", "validation_tables")
+    fields += ("metric_args", "validation_tables", "postprocessor")
     return OmegaConf.create({**{key: config[key] for key in fields if key in config}, "devices": 1})
 
 
@@ -155,7 +162,7 @@ def postprocessor_of_run(run: Path | str) -> dict[str, Any]:
     postprocessor = config.get("postprocessor")
     if not isinstance(postprocessor, Mapping):
         raise ValueError(
-            f"The run {str(run)!r} trained no postprocessor but an extractor. `oml train-reranker` trains one."
+            f"The run {str(run)!r} is of an extractor, and has no re-ranker. `oml train-reranker` trains one."
         )
     args = dict(postprocessor.get("args") or {})
     model = _without_weights(args.get("pairwise_model") or {})
@@ -180,8 +187,13 @@ def config_of_run(run: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks its config or checkpoint.
+        ValueError: the training was of a re-ranker, whose checkpoint has no extractor.
     """
     config, checkpoint = _config_and_checkpoint(run)
+    if config.get("postprocessor"):
+        raise ValueError(
+            f"The run {str(run)!r} is of a re-ranker, which makes no embeddings: name the run of the extractor."
+        )
     extractor = _without_weights(config["extractor"])
     return {**config, "extractor": {**extractor, "args": {**extractor["args"], "weights": str(checkpoint)}}}
 
