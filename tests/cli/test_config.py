@@ -96,7 +96,7 @@ def test_modules_here_can_be_named(oml: Oml, here: Path) -> None:
     [
         ("oml train --recipe cu", ["cub", "cub_predict", "cub_validate"]),
         ("oml predict --recipe sop_p", ["sop_predict"]),
-        ("oml config check --for t", ["train", "train-postprocessor"]),
+        ("oml config check --for t", ["train", "train-reranker"]),
     ],
 )
 def test_the_shell_completes(oml: Oml, words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

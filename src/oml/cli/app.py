@@ -22,6 +22,7 @@ from oml.cli.predict import predict
 from oml.cli.registry import registry
 from oml.cli.split import split
 from oml.cli.train import train
+from oml.cli.train_reranker import train_reranker
 from oml.cli.transforms import transforms
 from oml.cli.validate import validate
 from oml.cli.zoo import zoo
@@ -44,6 +45,7 @@ app.command()(predict)
 app.command()(registry)
 app.command()(split)
 app.command()(train)
+app.command()(train_reranker)
 app.command()(validate)
 app.add_typer(config)
 app.add_typer(transforms)

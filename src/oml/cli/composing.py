@@ -40,12 +40,12 @@ class Composed(NamedTuple):
 
 
 def pipelines() -> "dict[str, Pipeline]":
-    """By what each is for."""
+    """By the command that each is for."""
     from oml.lightning.pipelines import schema
 
     return {
         "train": schema.TRAINING,
-        "train-postprocessor": schema.POSTPROCESSOR_TRAINING,
+        "train-reranker": schema.POSTPROCESSOR_TRAINING,
         "validate": schema.VALIDATION,
         "predict": schema.PREDICTION,
     }
@@ -108,8 +108,8 @@ def compose_for(source: Any, overrides: Sequence[str], among: Collection[str] = 
     if _n_wrong(config, pipeline) > _n_wrong(config, other) == 0:
         (command,) = (name for name, each in pipelines().items() if each is other)
         raise ConfigError(
-            f"that is a {other.name} config, for oml {command.partition('-')[0]}; a {pipeline.name} config is needed, "
-            "or the folder of a training."
+            f"that is a {other.name} config, for oml {command}; a {pipeline.name} config is needed, or the folder of a "
+            "training."
         )
     return Composed(config, pipeline, folder)
 

@@ -18,6 +18,7 @@ from oml.cli.composing import (
     pipelines,
     split_words,
 )
+from oml.cli.train_reranker import source_of_run
 
 config = typer.Typer(
     name="config",
@@ -31,7 +32,7 @@ class Purpose(StrEnum):
     """What a config is for."""
 
     TRAIN = "train"
-    TRAIN_POSTPROCESSOR = "train-postprocessor"
+    TRAIN_RERANKER = "train-reranker"
     VALIDATE = "validate"
     PREDICT = "predict"
 
@@ -54,6 +55,7 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
     - `oml config show train.yaml`
     - `oml config show --recipe cub optimizer=sgd sampler.args.n_labels=16 > mine.yaml`
     - `oml config show my_data/df.csv` prints what `oml train my_data/df.csv` would take
+    - `oml config show runs/cub --for train-reranker` prints what `oml train-reranker runs/cub` would take
     """
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import InterpolationToMissingValueError
@@ -61,7 +63,8 @@ def show(words: Words = None, recipe: Recipe = None, purpose: For = None, debug:
     from oml.lightning.pipelines.schema import REQUIRED
 
     source, overrides = split_words(words, recipe)
-    composed = compose_for(load_source(source, overrides), overrides)
+    of_run = source_of_run if purpose is Purpose.TRAIN_RERANKER else None
+    composed = compose_for(load_source(source, overrides, of_run), overrides)
     pipeline = pipelines()[purpose] if purpose else composed.pipeline
     referred_to = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(composed.config)))
     with suppress(InterpolationToMissingValueError), open_dict(composed.config):  # then as it is

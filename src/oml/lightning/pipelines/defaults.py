@@ -1,4 +1,4 @@
-"""The training config for those who have a table and no wishes: what ``oml train TABLE`` does."""
+"""Configs for those who have no wishes: for a table, and for a re-ranker of what a trained extractor finds."""
 
 import math
 import os
@@ -26,6 +26,8 @@ from oml.const import (
     Y2_COLUMN,
 )
 from oml.datasets.table import TableError, check_retrieval_dataframe_format, read_table
+from oml.lightning.callbacks.checkpoints import is_of_training
+from oml.lightning.pipelines.validate import config_of_run
 from oml.models.zoo import find_entry
 
 ARCH = "efficientnet_lite0"
@@ -36,6 +38,11 @@ N_PASSES = 10  # each label's turns
 N_VALIDATIONS = 5
 CACHE_BYTES = 2**30
 N_LOOKED_AT = 100  # images
+#: fields of an extractor's training that one of a re-ranker shares
+_KEPT = (
+    "accelerator", "cache_size", "dataframe_name", "dataset_root", "devices", "logger", "metric_args", "num_workers",
+    "precision", "seed", "show_dataset_warnings", "tags", "transforms_train", "validation_tables",
+)  # fmt: skip
 
 
 def default_config(table: Path | str, root: Path | str | None = None) -> dict[str, Any]:
@@ -142,3 +149,57 @@ def _image_size(train: DataFrame, root: Path) -> int:
             raise TableError(f"The image {row[PATHS_COLUMN]!r} of the table cannot be read: {error}.") from error
     largest = 224 if torch.cuda.is_available() else 128
     return int(np.clip(math.ceil(np.median(sides) / 32) * 32, 64, largest))
+
+
+def default_reranker_config(run: Path | str) -> dict[str, Any]:
+    """A complete config for ``postprocessor_training_pipeline``, on top of an extractor that was trained.
+
+    The table, the transforms, the sampler, the metrics, the logger and the machine are those of that training, and the
+    extractor is its best checkpoint. A :class:`~oml.models.ConcatSiamese` over a network of the same kind, which starts
+    from these weights, learns to compare pairs. Embeddings are kept in the run's folder.
+
+    Args:
+        run: the folder of the extractor's training, with ``config.yaml`` and ``checkpoints/best.ckpt``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks one of these files.
+    """
+    config = config_of_run(run)
+    kept = {key: config[key] for key in _KEPT if key in config}
+    monitor, extractor = config["metric_for_checkpointing"], config["extractor"]
+    pixels, n_workers = config["transforms_val"], config["num_workers"]
+    backbone = {**extractor, "args": {**extractor["args"]}}
+    if "normalise_features" in backbone["args"]:
+        backbone["args"]["normalise_features"] = False
+    model = {"name": "concat_siamese", "args": {"extractor": backbone, "mlp_hidden_dims": [192], "use_tta": True}}
+    return {
+        **kept,
+        "postfix": f"{config.get('postfix') or Path(run).resolve().name}_reranker",
+        "extractor": extractor,
+        "transforms_extraction": pixels,
+        "batch_size_inference": config["bs_val"],
+        "embeddings_cache_dir": str(Path(run).resolve()),
+        "sampler": config.get("sampler") or {"name": "balance", "args": {"n_labels": 16, "n_instances": 4}},
+        "hard_pairs_mining": True,
+        "postprocessor": {
+            "name": "pairwise_images",
+            "args": {
+                "top_n": 5,
+                "pairwise_model": model,
+                "transforms": pixels,
+                "num_workers": n_workers,
+                "batch_size": config["bs_val"],
+                "verbose": False,
+            },
+        },
+        "optimizer": {"name": "adamw", "args": {"lr": 0.001, "weight_decay": 0.0001}},
+        "scheduling": {
+            "scheduler": {"name": "one_cycle", "args": {"max_lr": 0.001}},
+            "scheduler_interval": "step",
+            "scheduler_frequency": 1,
+        },
+        "metric_for_checkpointing": "loss" if is_of_training(monitor) else monitor,
+        "log_images": False,
+        "max_epochs": 10,
+        "valid_period": 2,
+    }
