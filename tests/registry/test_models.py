@@ -21,7 +21,12 @@ INNER = {"name": "timm", "args": {"weights": None, "arch": "test_resnet"}}
 def test_names() -> None:
     described = {"resnet", "vit", "vit_clip", "vit_unicom", "extractor_with_mlp"}
     assert set(EXTRACTORS_REGISTRY) == described | {"timm"}
-    assert set(PAIRWISE_MODELS_REGISTRY) == {"linear_siamese", "concat_siamese", "trivial_distance_siamese"}
+    assert set(PAIRWISE_MODELS_REGISTRY) == {
+        "linear_siamese",
+        "concat_siamese",
+        "cross_attention_siamese",
+        "trivial_distance_siamese",
+    }
 
 
 @pytest.mark.parametrize("as_config", [dict, OmegaConf.create])

@@ -1,5 +1,6 @@
 """Extractors, models that make embeddings, and models of pairs."""
 
+from oml.models.meta.cross_attention import CrossAttentionSiamese
 from oml.models.meta.projection import ExtractorWithMLP
 from oml.models.meta.siamese import ConcatSiamese, LinearTrivialDistanceSiamese, TrivialDistanceSiamese
 from oml.models.resnet.extractor import ResnetExtractor
@@ -10,6 +11,7 @@ from oml.models.vit_unicom.extractor import ViTUnicomExtractor
 
 __all__ = [
     "ConcatSiamese",
+    "CrossAttentionSiamese",
     "ExtractorWithMLP",
     "LinearTrivialDistanceSiamese",
     "ResnetExtractor",

@@ -6,7 +6,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from oml.interfaces.models import IExtractor, IPairwiseModel
-from oml.models import ConcatSiamese, ExtractorWithMLP, LinearTrivialDistanceSiamese, TrivialDistanceSiamese
+from oml.models import (
+    ConcatSiamese,
+    CrossAttentionSiamese,
+    ExtractorWithMLP,
+    LinearTrivialDistanceSiamese,
+    TrivialDistanceSiamese,
+)
 from oml.models.meta.projection import BACKBONES
 from oml.registry.registry import Registry
 from oml.utils.misc import dictconfig_to_dict
@@ -60,6 +66,7 @@ PAIRWISE_MODELS_REGISTRY = _Models(
     "pairwise model",
     {
         "concat_siamese": ConcatSiamese,
+        "cross_attention_siamese": CrossAttentionSiamese,
         "linear_siamese": LinearTrivialDistanceSiamese,
         "trivial_distance_siamese": TrivialDistanceSiamese,
     },
