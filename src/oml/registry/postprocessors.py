@@ -8,17 +8,26 @@ from oml.registry.models import PAIRWISE_MODELS_REGISTRY
 from oml.registry.registry import Registry
 from oml.registry.transforms import TRANSFORMS_REGISTRY
 from oml.retrieval.postprocessors.base import Postprocessor
+from oml.retrieval.postprocessors.chain import Chain
 from oml.retrieval.postprocessors.pairwise import PairwiseEmbeddingsPostprocessor, PairwiseImagesPostprocessor
+from oml.retrieval.postprocessors.query_expansion import DatabaseAugmentationPostprocessor, QueryExpansionPostprocessor
+from oml.retrieval.postprocessors.thresholding import AdaptiveThresholding, ConstantThresholding
 
 POSTPROCESSORS_REGISTRY = Registry(
     "postprocessor",
     {
+        "adaptive_threshold": AdaptiveThresholding,
+        "chain": Chain,
+        "constant_threshold": ConstantThresholding,
+        "database_augmentation": DatabaseAugmentationPostprocessor,
         "pairwise_embeddings": PairwiseEmbeddingsPostprocessor,
         "pairwise_images": PairwiseImagesPostprocessor,
+        "query_expansion": QueryExpansionPostprocessor,
     },
     nested={"pairwise_model": PAIRWISE_MODELS_REGISTRY, "transforms": TRANSFORMS_REGISTRY},
     base=(Postprocessor, IDistancesPostprocessor),
 )
+POSTPROCESSORS_REGISTRY.nested["postprocessors"] = POSTPROCESSORS_REGISTRY
 
 
 def get_postprocessor(name: str, **kwargs: Any) -> Postprocessor | IDistancesPostprocessor:
