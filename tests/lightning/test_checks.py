@@ -18,7 +18,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from oml.configs import ConfigError
 from oml.interfaces.models import IExtractor
-from oml.lightning.pipelines import checks, machine, parser, predict, train, validate
+from oml.lightning.pipelines import checks, fitting, machine, parser, predict, train, train_postprocessor, validate
 from oml.lightning.pipelines.checks import checked, find_problems
 from oml.lightning.pipelines.schema import (
     FREE_FIELDS,
@@ -79,6 +79,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
                 "pairwise_model": {"name": "concat_siamese", "args": {"mlp_hidden_dims": [8], "extractor": EXTRACTOR}},
             },
         },
+    },
+}
+OF_EMBEDDINGS = {
+    "name": "pairwise_embeddings",
+    "args": {
+        "top_n": 2,
+        "num_workers": 0,
+        "batch_size": 4,
+        "pairwise_model": {"name": "linear_siamese", "args": {"feat_dim": 512, "identity_init": True}},
     },
 }
 PIPELINES = [TRAINING, VALIDATION, PREDICTION, POSTPROCESSOR_TRAINING]
@@ -278,8 +287,34 @@ def test_each_fault_is_found_and_nothing_else(changes: dict[str, Any], found: li
         (PREDICTION, {"data_dir": "nowhere"}, ["^data_dir: there is no folder"]),
         (PREDICTION, {"output": ["a.json", "b.txt"]}, ["^output: .*b.txt"]),
         (PREDICTION, {"output": 3}, [r"^output: needs str \| list\[str\], got 3"]),
-        (POSTPROCESSOR_TRAINING, {"dataframe_name": "df_with_bboxes.csv"}, ["^dataframe_name: .* the table has boxes"]),
+        (POSTPROCESSOR_TRAINING, {"dataframe_name": "df_with_bboxes.csv"}, []),
         (POSTPROCESSOR_TRAINING, {"sampler": None}, ["^sampler: needs a config"]),
+        (POSTPROCESSOR_TRAINING, {"transforms_train": None}, ["^transforms_train: must be given, as pairwise_images"]),
+        (
+            POSTPROCESSOR_TRAINING,
+            {
+                "postprocessor": OF_EMBEDDINGS,
+                "freeze_n_epochs": 1,
+                "lightning_trainer_extra_args": {"strategy": "fsdp"},
+            },
+            ["^freeze_n_epochs: LinearTrivial.* cannot be frozen", "strategy: fsdp shares out a model"],
+        ),
+        (
+            POSTPROCESSOR_TRAINING,
+            {"postprocessor": OF_EMBEDDINGS, "transforms_train": None, "extractor.args.arch": "resnet50"},
+            ["feat_dim: there are 2048 numbers in an embedding, got 512"],
+        ),
+        (
+            POSTPROCESSOR_TRAINING,
+            {"postprocessor": {"name": "constant_threshold", "args": {"threshold": 0.5}}},
+            ["^postprocessor.name: 'constant_threshold' is not trained; pairwise_images is"],
+        ),
+        (
+            POSTPROCESSOR_TRAINING,
+            {"metric_for_checkpointing": "triplet_loss"},
+            ["will not be computed; there are .*, loss"],
+        ),
+        (POSTPROCESSOR_TRAINING, {"metric_for_checkpointing": "loss"}, []),
         (
             POSTPROCESSOR_TRAINING,
             {"postprocessor.args.pairwise_model.args.extractor.args.weights": "best.ckpt"},
@@ -490,7 +525,8 @@ def test_what_several_processes_need(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_pipelines_read_is_in_the_schema_and_the_other_way_round() -> None:
     """Pipelines work on plain dicts, so a field that the schema lacks would never be set."""
     modules = {
-        "training": [train, parser, validate],
+        "training": [train, fitting, parser, validate],
+        "re-ranker training": [train_postprocessor, fitting, parser, validate],
         "validation": [validate, parser],
         "prediction": [predict, parser],
     }
@@ -498,13 +534,13 @@ def test_what_pipelines_read_is_in_the_schema_and_the_other_way_round() -> None:
         module: set(
             re.findall(r'\b(?:config|cfg|_plain\(cfg\))(?:\.get\(|\[)"(\w+)"', Path(str(module.__file__)).read_text())
         )
-        for module in (train, parser, validate, predict)
+        for module in (train, train_postprocessor, fitting, parser, validate, predict)
     }
     every = {name for pipeline in PIPELINES for name in pipeline.fields}
     assert set.union(*read.values()) - every <= {"name", "args", "extractor"}
     assert read[predict] <= set(PREDICTION.fields) | {"bs_val", "transforms_val"}  # of a run's config
     logged = {"tags", "postfix"}  # by log_experiment
-    for pipeline in (TRAINING, VALIDATION, PREDICTION):
+    for pipeline in PIPELINES:
         used = set.union(*(read[module] for module in modules[pipeline.name]))
         assert set(pipeline.fields) - used <= logged, pipeline.name
 

@@ -35,6 +35,7 @@ from oml.lightning.quiet import quiet_lightning
 from oml.lightning.resuming import RandomState, TrainingLoader, training_loader
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.table import METRICS_FILES, write_metrics
+from oml.models.meta.backbone import WithBackbone
 from oml.utils.io import atomic_path
 from oml.utils.launched import is_first_process
 
@@ -107,7 +108,7 @@ def fit(
         "logger": logger,
         "plugins": [AtomicCheckpointIO()],
         **extra,
-        "strategy": parse_strategy_from_config(config),
+        "strategy": _strategy(config, module),
         "callbacks": [
             *averages,
             *further,
@@ -154,6 +155,12 @@ def train_loader(config: dict[str, Any], train: DatasetWithLabels) -> TrainingLo
     """The loader of a training: batches of the sampler or, if there is none, random ones of ``bs_train`` items."""
     sampler = parse_sampler_from_config(config, train)
     return training_loader(train, sampler, config.get("bs_train"), config.get("seed") or 0, config["num_workers"])
+
+
+def _strategy(config: dict[str, Any], module: TrainingModule) -> Any:
+    strategy = parse_strategy_from_config(config)
+    stands_still = any(isinstance(each, WithBackbone) and not each.train_backbone for each in module.modules())
+    return "ddp_find_unused_parameters_true" if strategy == "ddp" and stands_still else strategy
 
 
 def _run_length(config: dict[str, Any], extra: dict[str, Any], n_batches: int) -> tuple[int, int | None]:
