@@ -32,7 +32,8 @@ class ImagePairs:
     Images stay on the device, in ``cache_size`` bytes, as long as they will be needed again. Which pairs come is known
     from the start, so those that are thrown out for lack of room are those that will be needed last (Belady's
     algorithm): no other way would read fewer. The order of the pairs, and so what is in a batch, does not depend on the
-    room.
+    room. The tensors of a batch are those of the next one, overwritten: new memory takes longer than the images' way
+    into it.
 
     Args:
         first, second: the two images of each pair.
@@ -82,6 +83,7 @@ class ImagePairs:
         n_places = max(self._cache_size // image.nbytes, *(len(set(chain(*batch))) for batch in batches))
         held = image.new_empty((min(len(self._dataset), n_places), *image.shape), device=self._device)
         held[0] = image.to(self._device)
+        ones, others = (held.new_empty((len(batches[0]), *image.shape)) for _ in range(2))
         place = {start: 0}
         free = list(range(1, len(held)))
         steps = list(_schedule(batches, len(held), start))
@@ -100,8 +102,10 @@ class ImagePairs:
                     raise different_sizes([images.shape[1:], image.shape])
                 place |= {number: free.pop() for number in step.load}
                 held[[place[number] for number in step.load]] = images.to(self._device)
-            ones, others = zip(*batch, strict=True)
-            yield held[[place[number] for number in ones]], held[[place[number] for number in others]]
+            places = torch.tensor([(place[one], place[other]) for one, other in batch], device=self._device)
+            torch.index_select(held, 0, places[:, 0], out=ones[: len(batch)])
+            torch.index_select(held, 0, places[:, 1], out=others[: len(batch)])
+            yield ones[: len(batch)], others[: len(batch)]
 
 
 def _order_by_kin(pairs: Sequence[tuple[int, int]]) -> list[int]:
