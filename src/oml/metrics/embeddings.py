@@ -692,7 +692,7 @@ class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
     Samplers that share a data set out give some items to two processes, so that all get as many. Here each item counts
     once, by its ``index_key``, and they are put in the order of the data set: the metrics are those of one process, bit
     for bit. The search is shared out, and so is re-ranking by a postprocessor that ``is_by_query``; any other does all
-    of it in every process.
+    of it in every process. See :func:`oml.metrics.reranking.rerank_in_all_processes` for networks that look at images.
 
     Args:
         args, kwargs: those of :class:`EmbeddingMetrics`.

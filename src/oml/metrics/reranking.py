@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
 
 from oml.ddp.utils import gather_rows, get_world_size_safe, in_all_processes
 from oml.retrieval import RetrievalResults
@@ -39,7 +41,10 @@ def rerank_in_all_processes(
 ) -> RetrievalResults:
     """The same by all processes of the group, each of which must call it with the same arguments and gets the whole.
 
-    If the postprocessor is ``is_by_query``, each re-ranks its share of the queries; otherwise each does all.
+    If the postprocessor is ``is_by_query``, each re-ranks its share of the queries; otherwise each does all. Shares end
+    where batches of pairs do, by the postprocessor's ``top_n`` and ``batch_size``: so networks see the batches that
+    they see in one process, and give the same numbers bit for bit. Pairs of images are put into an order of their own,
+    so their batches are others, and numbers the same up to rounding.
 
     Args:
         postprocessor, results, data: see :func:`rerank`.
@@ -52,6 +57,16 @@ def rerank_in_all_processes(
         return rerank(postprocessor, results, data)
     if not postprocessor.is_by_query:
         return in_all_processes(lambda: rerank(postprocessor, results, data))
-    mine = results.of_queries(torch.arange(len(results)).tensor_split(n)[dist.get_rank()])
+    bounds = _bounds(postprocessor, results, n)[dist.get_rank() :]
+    mine = results.of_queries(torch.arange(int(bounds[0]), int(bounds[1])))
     own = in_all_processes(lambda: rerank(postprocessor, mine, data) if len(mine) else mine)
     return results.with_ranking(gather_rows(own.retrieved_ids), gather_rows(own.distances))
+
+
+def _bounds(postprocessor: Postprocessor, results: RetrievalResults, n: int) -> Int[Tensor, " bound"]:
+    """The first rows of the shares of ``n`` processes, and the end."""
+    n_pairs = (results.retrieved_ids[:, : postprocessor.top_n] >= 0).sum(dim=1).cumsum(0)
+    is_end = n_pairs % getattr(postprocessor, "batch_size", 1) == 0
+    ends = torch.cat([torch.tensor([0, len(results)]), is_end.nonzero().squeeze(1) + 1]).unique()
+    wanted = torch.arange(n + 1) * len(results) / n
+    return ends[(ends[:, None] - wanted).abs().argmin(dim=0)]
