@@ -1,6 +1,6 @@
 """Validating an extractor by a config, on one table or several."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ class _OnDevice(pl.Callback):
     """Moves the networks of a postprocessor to the device of the module before a validation."""
 
     def __init__(self, postprocessor: object) -> None:
-        self.networks = [
-            each for each in getattr(postprocessor, "__dict__", {}).values() if isinstance(each, nn.Module)
-        ]
+        self.networks = list(_networks(postprocessor))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move them."""
@@ -110,14 +108,23 @@ class _OnDevice(pl.Callback):
             network.to(pl_module.device)
 
 
-def _postprocessor(config: Mapping[str, Any] | None, precision: int | str) -> Any:
+def _networks(value: object) -> Iterator[nn.Module]:
+    """Those of a postprocessor, and of others within it."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, list | tuple | Postprocessor | IDistancesPostprocessor):
+        for part in value if isinstance(value, list | tuple) else vars(value).values():
+            yield from _networks(part)
+
+
+def _postprocessor(config: dict[str, Any] | None, precision: int | str) -> Any:
     """What re-ranks, if anything does."""
     if not config:
         return None
-    args = dict(config.get("args") or {})
-    if "use_fp16" in parameters_of(POSTPROCESSORS_REGISTRY.find(config["name"])):
-        args.setdefault("use_fp16", str(precision).startswith("16"))
-    return POSTPROCESSORS_REGISTRY.build({**config, "args": args})
+    for one in POSTPROCESSORS_REGISTRY.components(config):
+        if one.constructor is not None and "use_fp16" in parameters_of(one.constructor):
+            one.args.setdefault("use_fp16", str(precision).startswith("16"))
+    return POSTPROCESSORS_REGISTRY.build(config)
 
 
 def validation_config_of(run: Path | str) -> DictConfig:
