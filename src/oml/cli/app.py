@@ -13,6 +13,7 @@ import typer
 
 import oml
 from oml.cli.audit import audit
+from oml.cli.calibrate import calibrate
 from oml.cli.check import check
 from oml.cli.compare import compare
 from oml.cli.config import config
@@ -37,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(audit)
+app.command()(calibrate)
 app.command()(check)
 app.command()(compare)
 app.command()(convert)

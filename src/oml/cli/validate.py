@@ -28,6 +28,18 @@ def _complete_postprocessor(incomplete: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS_PATH / _GROUP).glob("*.yaml") if file.stem.startswith(incomplete))
 
 
+PostprocessorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--postprocessor",
+        metavar="RUN|FILE|NAME",
+        help="Re-rank what is found, and tell what that changes: folder of `oml train-reranker`, YAML file with "
+        "name and args, or a name that `oml registry postprocessor` lists.",
+        autocompletion=_complete_postprocessor,
+    ),
+]
+
+
 def validate(
     words: Annotated[
         list[str] | None,
@@ -37,15 +49,7 @@ def validate(
         ),
     ] = None,
     recipe: Recipe = None,
-    postprocessor: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|FILE|NAME",
-            help="Re-rank what is found, and tell what that changes: folder of `oml train-reranker`, YAML file with "
-            "name and args, or a name that `oml registry postprocessor` lists.",
-            autocompletion=_complete_postprocessor,
-        ),
-    ] = None,
+    postprocessor: PostprocessorOption = None,
     debug: Debug = False,  # noqa: ARG001 (see main)
 ) -> None:
     """Print the metrics of a model on the validation split of a table, with intervals.
@@ -68,10 +72,13 @@ def validate(
     with loading():
         from oml.lightning.pipelines.validate import extractor_validation_pipeline, validation_config_of
     loaded = load_source(source, overrides, validation_config_of)
-    if postprocessor is not None:
-        overrides.insert(0, f"{_GROUP}={_stored(postprocessor)}")
-    composed = compose_for(loaded, overrides, ["validate"])
+    composed = compose_for(loaded, with_postprocessor(postprocessor, overrides), ["validate"])
     extractor_validation_pipeline(composed.config)
+
+
+def with_postprocessor(postprocessor: str | None, overrides: list[str]) -> list[str]:
+    """The overrides after one of the postprocessor that a person named, if any."""
+    return overrides if postprocessor is None else [f"{_GROUP}={_stored(postprocessor)}", *overrides]
 
 
 def _stored(postprocessor: str) -> str:

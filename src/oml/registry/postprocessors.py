@@ -8,6 +8,7 @@ from oml.registry.models import PAIRWISE_MODELS_REGISTRY
 from oml.registry.registry import Registry
 from oml.registry.transforms import TRANSFORMS_REGISTRY
 from oml.retrieval.postprocessors.base import Postprocessor
+from oml.retrieval.postprocessors.calibrated import CalibratedThresholding
 from oml.retrieval.postprocessors.chain import Chain
 from oml.retrieval.postprocessors.pairwise import PairwiseEmbeddingsPostprocessor, PairwiseImagesPostprocessor
 from oml.retrieval.postprocessors.query_expansion import DatabaseAugmentationPostprocessor, QueryExpansionPostprocessor
@@ -17,6 +18,7 @@ POSTPROCESSORS_REGISTRY = Registry(
     "postprocessor",
     {
         "adaptive_threshold": AdaptiveThresholding,
+        "calibrated_threshold": CalibratedThresholding,
         "chain": Chain,
         "constant_threshold": ConstantThresholding,
         "database_augmentation": DatabaseAugmentationPostprocessor,

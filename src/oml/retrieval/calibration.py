@@ -243,7 +243,7 @@ class Calibration:
             raise ValueError(f"Calibration needs a probability in [0, 1], got {probability}.")
 
         def is_likely(distance: float) -> bool:
-            return self.probability(torch.tensor(distance, dtype=torch.float64)).item() >= probability
+            return self.probability(torch.tensor(distance, dtype=torch.float64, device="cpu")).item() >= probability
 
         low, high = self.distances[0], self.distances[-1]
         if is_likely(high):
