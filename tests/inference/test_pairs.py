@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from oml.datasets.image_files import UnreadableImageError
-from oml.inference._image_pairs import _order_by_kin, _schedule
+from oml.inference._pairs import _order_by_kin, _schedule
 from oml.inference.pairs import pairwise_inference_on_embeddings, pairwise_inference_on_images
 from oml.interfaces.models import IPairwiseModel
 from oml.utils.images.images import imread_tensor

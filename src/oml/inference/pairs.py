@@ -1,22 +1,20 @@
 """Distances of pairs, by a pairwise model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from oml.datasets.list_dataset import TBBoxes
 from oml.ddp.utils import in_all_processes
-from oml.inference._batches import OnProgress, all_rows, device_of, evaluation, patient_bar, rank_and_world, share
-from oml.inference._image_pairs import ImageItem, ImagePairs
+from oml.inference._batches import OnProgress, all_rows, device_of, patient_bar, rank_and_world, share
+from oml.inference._pairs import CACHE_SIZE, ImageItem, score_embeddings, score_images
 from oml.interfaces.models import IPairwiseModel
 from oml.transforms.images.utils import TTransforms
 from oml.utils.images.images import TImReader
-
-CACHE_SIZE = 512 * 2**20
 
 
 def pairwise_inference_on_images(
@@ -113,79 +111,6 @@ def pairwise_inference_on_embeddings(
         )  # fmt: skip
 
     return _shared_out(part, len(ids), model, verbose, accumulate_on_cpu)
-
-
-def score_images(
-    model: IPairwiseModel,
-    first: Sequence[ImageItem],
-    second: Sequence[ImageItem],
-    transform: TTransforms | None,
-    f_imread: TImReader | None,
-    *,
-    num_workers: int,
-    batch_size: int,
-    cache_size: int,
-    **how: Any,
-) -> Float[Tensor, " pair"]:
-    """What the model says of pairs of images, all of them computed in this process."""
-    if cache_size < 0:
-        raise ValueError(f"Pairs of images need a cache_size of 0 or more bytes, got {cache_size}.")
-    pairs = ImagePairs(
-        first, second, transform, f_imread, batch_size=batch_size, num_workers=num_workers, cache_size=cache_size,
-        device=device_of(model),
-    )  # fmt: skip
-    scores = _predicted(model, pairs, len(first), **how)
-    return torch.empty_like(scores).index_put_((torch.tensor(pairs.order, device=scores.device),), scores)
-
-
-def score_embeddings(
-    model: IPairwiseModel,
-    embeddings1: Float[Tensor, "item1 ..."],
-    embeddings2: Float[Tensor, "item2 ..."],
-    ids1: Int[Tensor, " pair"],
-    ids2: Int[Tensor, " pair"],
-    *,
-    batch_size: int,
-    **how: Any,
-) -> Float[Tensor, " pair"]:
-    """What the model says of pairs of rows of two tensors, all of them computed in this process."""
-    device = device_of(model)
-    pairs = (
-        (embeddings1[rows1].to(device), embeddings2[rows2].to(device))
-        for rows1, rows2 in zip(
-            ids1.to(embeddings1.device).split(batch_size), ids2.to(embeddings2.device).split(batch_size), strict=True
-        )
-    )
-    return _predicted(model, pairs, len(ids1), **how)
-
-
-def _predicted(
-    model: IPairwiseModel,
-    pairs: Iterable[tuple[Tensor, Tensor]],
-    n: int,
-    *,
-    use_fp16: bool,
-    on_cpu: bool = True,
-    on_progress: OnProgress | None = None,
-) -> Tensor:
-    scores: Tensor | None = None
-    done = 0
-    with evaluation(model, use_fp16):
-        for x1, x2 in pairs:
-            part = model.predict(x1, x2)
-            if part.shape != (len(x1),):
-                raise ValueError(
-                    f"Inference on pairs needs a model that gives a number for each pair, but {type(model).__name__} "
-                    f"makes {tuple(part.shape)} of {len(x1)} pairs."
-                )
-            part = part.to("cpu" if on_cpu else part.device, torch.promote_types(part.dtype, torch.float32))
-            scores = part.new_empty(n) if scores is None else scores
-            scores[done : done + len(part)] = part
-            done += len(part)
-            if on_progress is not None:
-                on_progress(done, n)
-    assert scores is not None, "there are pairs"
-    return scores
 
 
 def _shared_out(

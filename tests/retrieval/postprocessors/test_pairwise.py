@@ -152,27 +152,6 @@ def test_the_other_galleries_stay_as_they_were_behind_the_top(make: Make) -> Non
 
 
 @settings(deadline=None, max_examples=50)
-@given(cases(magnitudes=(1e-30, 1e-3, 1e4, 1e9, 1e17)), st.sampled_from([torch.float32, torch.float64, torch.float16]))
-def test_rounding_makes_no_order_disappear(make: Make, dtype: torch.dtype) -> None:
-    """An offset of 1e-5 is nothing to a distance of 1e4, nor a difference of 1 to one of 1e9."""
-    case = make()
-    limit = 3e4 if dtype == torch.float16 else 1e30
-    old = case.distances().clamp(max=limit).to(dtype).masked_fill(case.distances().isinf(), torch.inf)
-    table = case.table.clamp(max=limit)
-    postprocessor = PairwiseEmbeddingsPostprocessor(case.top_n, Table(table), 0, 4)
-    new = postprocessor.process_by_dict(old, case.data)
-    assert torch.equal(new.isinf(), old.isinf())
-    assert new.dtype == dtype
-    for before, after in zip(old, new, strict=True):
-        order = before.argsort(stable=True)[: before.isfinite().sum()]
-        top, others = after[order[: case.top_n]], after[order[case.top_n :]]
-        if len(others):
-            assert others[0] > top.max()
-            assert torch.equal(others[1:] > others[:-1], (before[order].diff() > 0)[case.top_n :])
-            assert (others.diff() >= 0).all()
-
-
-@settings(deadline=None, max_examples=50)
 @given(cases(magnitudes=(1e-3, 1.0, 1e6)))
 def test_a_matrix_is_re_ranked_as_results_are(make: Make) -> None:
     case = make()
@@ -268,8 +247,10 @@ def test_the_first_two_change_places() -> None:
     before, after = (ranking_metrics(r, cmc_top_k=(), precision_top_k=(1, 3), map_top_k=()) for r in (results, new))
     assert (before["precision"][1].item(), after["precision"][1].item()) == (1, 0)
     assert before["precision"][3].item() == after["precision"][3].item() > 0
-    matrix = SwapsTopTwo(3).process(torch.tensor([[1.0, 2, 3, 4]]), points[:1], points[1:])
-    assert matrix.argsort().tolist() == [[1, 0, 2, 3]]
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        matrix = SwapsTopTwo(3).process(torch.tensor([[1.0, 2, 3, 4]], dtype=dtype), points[:1], points[1:])
+        assert matrix.dtype == dtype
+        assert matrix.argsort().tolist() == [[1, 0, 2, 3]]
 
 
 TRANSFORMS = get_transforms("norm_resize_torch", im_size=16)

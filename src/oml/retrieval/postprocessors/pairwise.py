@@ -19,9 +19,9 @@ from oml.const import (
     Y1_KEY,
     Y2_KEY,
 )
+from oml.functional.reranking import rerank_top
 from oml.inference._batches import patient_bar
-from oml.inference._image_pairs import ImageItem
-from oml.inference.pairs import CACHE_SIZE, score_embeddings, score_images
+from oml.inference._pairs import CACHE_SIZE, ImageItem, score_embeddings, score_images
 from oml.interfaces.models import IPairwiseModel
 from oml.interfaces.retrieval import IDistancesPostprocessor
 from oml.retrieval.postprocessors.base import Postprocessor
@@ -30,9 +30,7 @@ from oml.transforms.images.utils import TTransforms, get_im_reader_for_transform
 from oml.utils.images.images import TImReader
 
 _BOX_KEYS = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
-_STEP = 1e-5  # from the re-ranked galleries to the others
 _SORTED = 2**22  # distances at a time
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class PairwisePostprocessor(Postprocessor, IDistancesPostprocessor):
@@ -86,7 +84,7 @@ class PairwisePostprocessor(Postprocessor, IDistancesPostprocessor):
             )
         top = results.retrieved_ids[:, :n]
         scores = self._scores(self.items(data, results.query_ids), self.items(data), top, results.distances.dtype)
-        return results.with_ranking(*_reranked(results.retrieved_ids, results.distances, scores))
+        return results.with_ranking(*rerank_top(results.retrieved_ids, results.distances, scores))
 
     def process(self, distances: Float[Tensor, "query gallery"], queries: Any, galleries: Any) -> Tensor:
         """The same for a matrix of distances, infinite where a query is not to find a gallery; they stay infinite.
@@ -118,7 +116,7 @@ class PairwisePostprocessor(Postprocessor, IDistancesPostprocessor):
         new = torch.empty_like(distances)
         for part, found, out in zip(distances.split(n_rows), scores.split(n_rows), new.split(n_rows), strict=True):
             ordered, columns = part.sort(dim=1, stable=True)
-            out.scatter_(1, *_reranked(columns, ordered, found))
+            out.scatter_(1, *rerank_top(columns, ordered, found))
         return new
 
     def process_by_dict(self, distances: Float[Tensor, "query gallery"], data: Mapping[str, Any]) -> Tensor:
@@ -320,45 +318,6 @@ class PairwiseImagesPostprocessor(PairwisePostprocessor):
                 cache_size=self.cache_size, use_fp16=self.use_fp16, on_progress=on_progress,
             )  # fmt: skip
         return _spread(scores, ii_top)
-
-
-def _reranked(ids: Tensor, distances: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Rankings with new distances of the first of each row: these in order, and the others moved behind them.
-
-    Args:
-        ids: (query, rank), what is ranked.
-        distances: (query, rank), ascending, infinite where a row ends.
-        scores: (query, top), infinite where a row ends.
-    """
-    n = scores.shape[1]
-    scores, order = scores.sort(dim=1, stable=True)
-    ids = torch.cat([ids[:, :n].gather(1, order), ids[:, n:]], dim=1)
-    old = distances[:, n:]
-    if old.shape[1] == 0:
-        return ids, scores
-    wide = torch.promote_types(old.dtype, torch.float32)
-    last = scores.masked_fill(scores.isinf(), -torch.inf).amax(dim=1, keepdim=True)
-    start = torch.maximum((last.to(wide) + _STEP).to(last.dtype), _from_order(_to_order(last) + 1, last.dtype))
-    new = (start.to(wide) + (old.to(wide) - old[:, :1].to(wide))).to(old.dtype)
-    # numbers so large that rounding would make different ones equal: at least the next one then
-    rises = torch.cat([torch.zeros_like(old[:, :1]), old[:, 1:] > old[:, :-1]], dim=1).long().cumsum(dim=1)
-    order = (_to_order(new) - rises).cummax(dim=1).values + rises
-    largest = _to_order(torch.full_like(last, torch.finfo(last.dtype).max))
-    new = _from_order(order.minimum(largest), old.dtype).masked_fill(old.isinf(), torch.inf)
-    return ids, torch.cat([scores, new], dim=1)
-
-
-def _to_order(values: Float[Tensor, "row column"]) -> Int[Tensor, "row column"]:
-    """Integers in the order of floating point numbers, one for each: that after a number is the next number's."""
-    integer = _INTEGERS[values.element_size()]
-    bits = values.contiguous().view(integer).long()
-    return torch.where(bits < 0, (bits ^ torch.iinfo(integer).max) + 1, bits)  # both zeros are 0
-
-
-def _from_order(order: Int[Tensor, "row column"], dtype: torch.dtype) -> Float[Tensor, "row column"]:
-    """The numbers that :func:`_to_order` made integers of."""
-    integer = _INTEGERS[dtype.itemsize]
-    return torch.where(order < 0, (order - 1) ^ torch.iinfo(integer).max, order).to(integer).view(dtype)
 
 
 def _spread(scores: Tensor, ii_top: Tensor) -> Tensor:
