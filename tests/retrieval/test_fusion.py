@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.retrieval.postprocessors.data import ROLES, searched
 
-from oml.retrieval import RetrievalResults
+from oml.retrieval import RetrievalResults, fusion
 from oml.retrieval.fusion import fuse
 from oml.retrieval.postprocessors.thresholding import ConstantThresholding
 
@@ -64,14 +64,17 @@ def literal(results: list[RetrievalResults], row: int, method: str, weights: lis
     n_sequences=st.integers(0, 3),
     method=st.sampled_from(METHODS),
     k=st.sampled_from([0, 1, 60]),
+    rows=st.integers(1, 9),
     seed=st.integers(0, 9999),
 )
 def test_fusion_follows_the_definition(
-    n: int, roles: str, lists: list[tuple[int, float]], n_sequences: int, method: str, k: int, seed: int
+    n: int, roles: str, lists: list[tuple[int, float]], n_sequences: int, method: str, k: int, rows: int, seed: int
 ) -> None:
     top_ks, weights = [top_k for top_k, _ in lists], [weight for _, weight in lists]
     results = rankings(n, roles, top_ks, n_sequences, seed)
-    fused = fuse(results, method, weights=weights, k=k)  # pyright: ignore[reportArgumentType]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "_ROWS", rows)
+        fused = fuse(results, method, weights=weights, k=k)  # pyright: ignore[reportArgumentType]
     width = max(each.retrieved_ids.shape[1] for each in results)
     assert fused.retrieved_ids.shape == (len(results[0]), width)
     for row in range(len(fused)):

@@ -5,7 +5,7 @@ from math import fsum
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from oml.retrieval.results import RetrievalResults
@@ -20,6 +20,7 @@ _TO_BE_EQUAL = (
     "gallery_labels",
     "gallery_sequences",
 )
+_ROWS = 1024  # queries at a time
 
 
 def fuse(
@@ -86,21 +87,33 @@ def fuse(
         _check_same(first, other, number)
     width = max(each.retrieved_ids.shape[1] for each in results)
 
+    shares = [weight / fsum(weights) for weight in weights]  # in any order the same bits
+    ids = first.retrieved_ids.new_empty(len(first), width)
+    distances = first.distances.new_empty(len(first), width)
+    for start in range(0, len(first), _ROWS):
+        rows = slice(start, start + _ROWS)
+        lists = [(each.retrieved_ids[rows], each.distances[rows]) for each in results]
+        ids[rows], distances[rows] = _fused(lists, shares, method, k, width)
+    return first.with_ranking(ids, distances)
+
+
+def _fused(
+    lists: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float], method: Method, k: float | int, width: int
+) -> tuple[Int[Tensor, "query rank"], Float[Tensor, "query rank"]]:
+    """Of some queries the fused ids and distances; the rankings have ids and distances, and shares that sum up to 1."""
     # one entry per item and ranking; what it says is counted from 1 downwards, so that absent items add nothing
     entries: list[tuple[Tensor, Tensor, Tensor]] = []
-    for each, weight in zip(results, weights, strict=True):
-        share = weight / fsum(weights)  # in any order the same bits
-        ranks = torch.arange(each.retrieved_ids.shape[1], dtype=torch.float64, device=each.distances.device)
-        says = (ranks / (k + 1 + ranks)).expand_as(each.distances) if method == "reciprocal_rank" else _spans(each)
-        entries.append((each.retrieved_ids, share * (1 - says), (share * (width - ranks)).expand_as(says)))
+    for (ids, distances), share in zip(lists, shares, strict=True):
+        ranks = torch.arange(ids.shape[1], dtype=torch.float64, device=ids.device).expand(ids.shape)
+        says = ranks / (k + 1 + ranks) if method == "reciprocal_rank" else _spans(distances, ids >= 0)
+        entries.append((ids, share * (1 - says), share * (width - ranks)))
     ids, credit, ranks_up = (torch.cat(parts, dim=1) for parts in zip(*entries, strict=True))
-    ids, credit, ranks_up = _summed(ids, credit, ranks_up, len(results))
+    ids, credit, ranks_up = _summed(ids, credit, ranks_up, len(lists))
 
     order = ranks_up.argsort(dim=1, descending=True, stable=True)  # of entries in the order of their ids
     order = order.gather(1, credit.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :width]
-    ids, distances = ids.gather(1, order), (1 - credit.gather(1, order)).clamp_(min=0)
-    distances = distances.to(first.distances.dtype).masked_fill_(ids < 0, torch.inf)
-    return first.with_ranking(ids, distances)
+    ids, distances = ids.gather(1, order), (1 - credit.gather(1, order)).clamp_(min=0).to(lists[0][1].dtype)
+    return ids, distances.masked_fill_(ids < 0, torch.inf)
 
 
 def _check_same(first: RetrievalResults, other: RetrievalResults, number: int) -> None:
@@ -121,14 +134,11 @@ def _check_same(first: RetrievalResults, other: RetrievalResults, number: int) -
         )
 
 
-def _spans(results: RetrievalResults) -> Float[Tensor, "query rank"]:
+def _spans(distances: Float[Tensor, "query rank"], is_found: Bool[Tensor, "query rank"]) -> Float[Tensor, "query rank"]:
     """Distances in each row from 0 to 1, the latter of the last item that there is."""
-    if results.distances.shape[1] == 0:
-        return results.distances.double()
-    distances = results.distances.double().masked_fill(results.retrieved_ids < 0, 0)
-    n_found = (results.retrieved_ids >= 0).sum(dim=1, keepdim=True)
-    first, last = distances[:, :1], distances.gather(1, (n_found - 1).clamp(min=0))
-    return (distances - first) / torch.where(last > first, last - first, 1)
+    distances = distances.double().masked_fill(~is_found, -torch.inf)
+    first, last = distances[:, :1], distances.amax(dim=1, keepdim=True)
+    return ((distances - first) / torch.where(last > first, last - first, 1)).masked_fill(~is_found, 1)
 
 
 def _summed(ids: Tensor, credit: Tensor, ranks_up: Tensor, n_rankings: int) -> tuple[Tensor, Tensor, Tensor]:
