@@ -137,7 +137,7 @@ class PairBlocks:
                 buffers.block.copy_(buffers.product).mul_(1 - self._half_ulp)
             return look(Block(row * self.n_rows, column * self.n_columns, buffers.block))
 
-        with _full_precision_products(), without_autocast(self._centre.device.type):
+        with full_precision_products(), without_autocast(self._centre.device.type):
             return in_threads(work, blocks, self._centre.device)
 
     def _terms(self, index: int, of_galleries: bool) -> Tensor:
@@ -358,7 +358,7 @@ def in_threads(work: Callable[[S], T], parts: Sequence[S], device: torch.device)
 
 
 @contextmanager
-def _full_precision_products() -> Iterator[None]:
+def full_precision_products() -> Iterator[None]:
     """Without TF32 and sums in bfloat16: the bounds count on the rounding of the dtype they are computed in."""
     cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction

@@ -10,6 +10,7 @@ from oml.registry.transforms import TRANSFORMS_REGISTRY
 from oml.retrieval.postprocessors.base import Postprocessor
 from oml.retrieval.postprocessors.calibrated import CalibratedThresholding
 from oml.retrieval.postprocessors.chain import Chain
+from oml.retrieval.postprocessors.k_reciprocal import KReciprocalPostprocessor
 from oml.retrieval.postprocessors.pairwise import PairwiseEmbeddingsPostprocessor, PairwiseImagesPostprocessor
 from oml.retrieval.postprocessors.query_expansion import DatabaseAugmentationPostprocessor, QueryExpansionPostprocessor
 from oml.retrieval.postprocessors.thresholding import AdaptiveThresholding, ConstantThresholding
@@ -22,6 +23,7 @@ POSTPROCESSORS_REGISTRY = Registry(
         "chain": Chain,
         "constant_threshold": ConstantThresholding,
         "database_augmentation": DatabaseAugmentationPostprocessor,
+        "k_reciprocal": KReciprocalPostprocessor,
         "pairwise_embeddings": PairwiseEmbeddingsPostprocessor,
         "pairwise_images": PairwiseImagesPostprocessor,
         "query_expansion": QueryExpansionPostprocessor,
