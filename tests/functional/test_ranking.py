@@ -14,10 +14,13 @@ from oml.functional.ranking import (
     average_precision_at_k,
     average_precision_at_r,
     cmc_at_k,
+    f1_of_returned,
     ndcg_at_k,
     precision_at_k,
+    precision_of_returned,
     r_precision,
     recall_at_k,
+    recall_of_returned,
     reciprocal_rank,
 )
 
@@ -207,3 +210,26 @@ def test_denominators_are_known_and_have_what_they_need() -> None:
         inspect.unwrap(average_precision_at_k)(ranking, 2, torch.tensor([3]), "r")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="needs n_relevant to divide by 'n', got None"):
         average_precision_at_k(ranking, 2, divide_by="n")
+
+
+@given(answers=st.lists(st.tuples(st.lists(st.booleans(), max_size=5), st.integers(0, 3)), min_size=1, max_size=6))
+def test_answers_of_any_length(answers: list[tuple[list[bool], int]]) -> None:
+    """Each is what was returned, and how much that is right is missing in it."""
+    is_relevant = torch.tensor([[*answer, *[False] * (5 - len(answer))] for answer, _ in answers])
+    n_returned = torch.tensor([len(answer) for answer, _ in answers])
+    n_relevant = torch.tensor([max(1, sum(answer) + n_missing) for answer, n_missing in answers])
+    precisions = precision_of_returned(is_relevant, n_returned)
+    recalls = recall_of_returned(is_relevant, n_relevant)
+    f1s = f1_of_returned(is_relevant, n_returned, n_relevant)
+    found = zip(answers, n_relevant.tolist(), precisions.tolist(), recalls.tolist(), f1s.tolist(), strict=True)
+    for (answer, _), n, precision, recall, f1 in found:
+        assert precision == pytest.approx(sum(answer) / len(answer) if answer else 0)  # nothing is no right answer
+        assert recall == pytest.approx(sum(answer) / n)
+        assert f1 == pytest.approx(2 * precision * recall / (precision + recall) if precision + recall else 0)
+
+
+def test_answers_to_no_queries_and_as_hits() -> None:
+    none = torch.zeros(0, dtype=torch.long)
+    assert f1_of_returned(torch.zeros(0, 3, dtype=torch.bool), none, none).shape == (0,)
+    hits = Hits(torch.tensor([0, 0, 2]), torch.tensor([1, 3, 2]), 3)
+    assert precision_of_returned(hits, torch.tensor([4, 0, 2])).tolist() == [0.5, 0, 0.5]

@@ -58,3 +58,33 @@ def test_queries_with_nothing_to_find_have_no_value() -> None:
     )
     with pytest.raises(NothingToFindError, match=r"2 of 3 queries have .* rows \[10, 12\], with labels \[5, 6\]"):
         ranking_metrics(lone, cmc_top_k=(1,))
+
+
+def cut(results: RetrievalResults, numbers: list[int]) -> RetrievalResults:
+    """The first so many of each row."""
+    gone = torch.arange(results.retrieved_ids.shape[1]) >= torch.tensor(numbers)[:, None]
+    return results.with_ranking(
+        results.retrieved_ids.masked_fill(gone, -1), results.distances.masked_fill(gone, torch.inf)
+    )
+
+
+def test_what_was_returned() -> None:
+    # 0 finds 1 3 of 2, 1 finds 0 3, 2 finds 3 of 1, 3 finds 2 1 of 2, 4 and 5 each other, 6 finds 2
+    values = ranking_metrics(cut(results(2), [2, 1, 0, 2, 2, 1, 0]), returned=True)
+    assert list(values) == ["returned"]
+    found = {name: each.tolist() for name, each in values["returned"].items()}
+    assert found == {
+        "precision": [1, 1, 0, 0.5, 0.5, 1, 0],
+        "recall": [1, 0.5, 0, 0.5, 1, 1, 0],
+        "f1": pytest.approx([1, 2 / 3, 0, 0.5, 2 / 3, 1, 0]),
+        "number": [2, 1, 0, 2, 2, 1, 0],
+    }
+
+
+def test_a_row_that_ends_early_is_whole() -> None:
+    """Nothing stands behind what was left out, so any k is as good."""
+    values = ranking_metrics(cut(results(2), [1] * 7), cmc_top_k=(1, 9), recall_top_k=(9,), map_top_k=("r",))
+    assert torch.equal(values["cmc"][1], values["cmc"][9])
+    assert values["recall"][9].tolist() == [0.5, 0.5, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="search with top_k=9, got 2 ranks, which lack relevant items of 1 queries"):
+        ranking_metrics(cut(results(2), [1, 1, 1, 2, 1, 1, 1]), cmc_top_k=(9,))

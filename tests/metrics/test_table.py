@@ -9,8 +9,11 @@ import torch
 from rich.console import Console
 
 from oml.functional.statistics import bootstrap_interval
+from oml.metrics.comparison import compare_results
 from oml.metrics.embeddings import EmbeddingMetrics
 from oml.metrics.table import joined_metrics_table, metrics_table, print_metrics_table, read_metrics, write_metrics
+from oml.models import LinearTrivialDistanceSiamese
+from oml.retrieval.postprocessors.pairwise import PairwiseEmbeddingsPostprocessor
 
 
 def computed(n_labels: int = 12, n_categories: int = 2, **args: Any) -> EmbeddingMetrics:
@@ -143,3 +146,52 @@ def test_the_terminal_shows_all_rows_until_there_are_many() -> None:
     assert "c1/cmc/1" not in many
     assert "Categories are left out" in many
     assert "too narrow" not in many
+
+
+def reranked(**args: Any) -> EmbeddingMetrics:
+    torch.manual_seed(0)
+    model = LinearTrivialDistanceSiamese(4, identity_init=False)
+    return computed(postprocessor=PairwiseEmbeddingsPostprocessor(5, model, num_workers=0, batch_size=64), **args)
+
+
+CHANGE = ["before", "difference", "difference_low", "difference_high", "p_value"]
+
+
+def test_before_and_after_re_ranking_stand_in_one_row(tmp_path: Path) -> None:
+    metric, plain = reranked(), metrics_table(computed()).set_index(["category", "metric", "k"])
+    table = metrics_table(metric).set_index(["category", "metric", "k"])
+    assert table.columns.tolist() == [*plain.columns, *CHANGE]
+    cmc, map_r = table.loc[("OVERALL", "cmc", 1)], table.loc[("c1", "map", "r")]
+    assert metric.retrieved is not None
+    assert metric.results is not None
+    test = compare_results(metric.retrieved, metric.results, metrics=["cmc@1"]).metrics["cmc@1"].test
+    assert cmc[CHANGE[1:]].tolist() == pytest.approx(list(test))
+    assert test.difference != 0
+    for row, before in ((cmc, plain.loc[("OVERALL", "cmc", 1)]), (map_r, plain.loc[("c1", "map", "r")])):
+        assert row["before"] == pytest.approx(before["mean"])
+        assert row["mean"] - row["before"] == pytest.approx(row["difference"])
+    of_embeddings = table.index.get_level_values("metric").isin(["fnmr@fmr", "pcf"])
+    assert table[of_embeddings][CHANGE].isna().all(axis=None)
+    assert table[~of_embeddings].notna().all(axis=None)
+
+    written = write_metrics(tmp_path, {"": metric})
+    read = read_metrics(tmp_path)
+    pd.testing.assert_frame_equal(read, written.assign(k=written["k"].astype(str)), check_dtype=False)
+    content = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    assert content["OVERALL/cmc/1"]["before"] == pytest.approx(cmc["before"])
+    assert content["OVERALL/cmc/1"]["p_value"] == pytest.approx(test.p_value)
+    assert content["OVERALL/pcf/0.5"]["before"] is None
+
+
+def test_the_terminal_shows_the_change() -> None:
+    metric = reranked(n_labels=30, return_only_main_category=True)
+    shown = printed(main=metric)
+    row = next(line.split() for line in shown.splitlines() if "main/OVERALL/cmc/1" in line)
+    expected = metrics_table(metric).set_index(["metric", "k"]).loc[("cmc", 1)]
+    wanted = f"{expected['before']:.4f} {expected['mean']:.4f} {expected['difference']:+.4f}".split()
+    wanted += (
+        f"{expected['difference_low']:+.4f} to {expected['difference_high']:+.4f} {expected['p_value']:.4f}".split()
+    )
+    assert row[1:] == [*wanted, "120", "30"]
+    assert "of the embeddings, which re-ranking leaves" in shown
+    assert "before" not in printed(main=computed())

@@ -24,6 +24,11 @@ class LinearTrivialDistanceSiamese(IPairwiseModel):
     Args:
         feat_dim: size of the embeddings, before the map and after.
         identity_init: start with the identity, so with plain distances, not with random weights.
+        weights: the path of a checkpoint to load instead.
+
+    Raises:
+        ValueError: The checkpoint does not fit, see :func:`oml.models.utils.load_weights`.
+        FileNotFoundError: There is no file ``weights``.
 
     Example:
         >>> model = LinearTrivialDistanceSiamese(feat_dim=2, identity_init=True)
@@ -33,12 +38,14 @@ class LinearTrivialDistanceSiamese(IPairwiseModel):
 
     pretrained_models: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, feat_dim: int, identity_init: bool) -> None:
+    def __init__(self, feat_dim: int, identity_init: bool, weights: Path | str | None = None) -> None:
         super().__init__()
         self.feat_dim = feat_dim
         self.proj = nn.Linear(feat_dim, feat_dim, bias=False)
         if identity_init:
             nn.init.eye_(self.proj.weight)
+        if weights is not None:
+            load_weights(self, weights)
 
     def forward(self, x1: Float[Tensor, "batch dim"], x2: Float[Tensor, "batch dim"]) -> _Distances:
         """Distances of embeddings."""
