@@ -112,7 +112,7 @@ def test_a_batch_without_pairs(labels: list[int], hard_mining: bool) -> None:
 
 def test_in_half_precision_the_loss_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = module()
-    monkeypatch.setattr(learner.model, "forward", lambda x1, x2: Logit.forward(learner.model, x1, x2).bfloat16())
+    monkeypatch.setattr(learner.model, "forward", lambda x1, x2: Logit()(x1, x2).bfloat16())
     assert learner.training_step(batch_of([0, 0, 1])).dtype == torch.float32
 
 
@@ -207,6 +207,7 @@ def test_a_process_without_pairs_waits_for_nobody(tmp_path: Path) -> None:
         name: torch.stack([items[i][name] for i in range(4)]) for name in ("input_tensors", "embeddings", "labels")
     }
     of_one = PairwiseModule(model, PairsMiner(False), nn.BCEWithLogitsLoss(), optimizer)
+    loss = torch.zeros(())
     for _ in range(3):
         optimizer.zero_grad()
         loss = of_one.training_step(batch)

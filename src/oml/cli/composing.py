@@ -171,6 +171,7 @@ def loading() -> Iterator[None]:
         gc.enable()
     # what Lightning says that is neither of this training nor for who trains
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_of_training)
+    warnings.filterwarnings("ignore", "Found .* in eval mode at the start", UserWarning)  # backbones that stand still
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)  # a run resumes
 

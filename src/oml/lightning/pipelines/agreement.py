@@ -152,15 +152,16 @@ def weights_problems(registry: Registry, config: Mapping[str, Any], place: str) 
 
 def build_without_weights(problems: list[str], config: Mapping[str, Any]) -> IExtractor | None:
     """The extractor, of shapes alone; ``None`` if it cannot be told."""
-    return tried(problems, "extractor", lambda: EXTRACTORS_REGISTRY.build(_without_weights(config)), on_meta=True)
+    return tried(problems, "extractor", lambda: EXTRACTORS_REGISTRY.build(without_weights(config)), on_meta=True)
 
 
-def _without_weights(value: Any) -> Any:
+def without_weights(value: Any) -> Any:
+    """A config in which no model, at any depth, has weights to load."""
     if isinstance(value, Mapping):
         return {
-            k: None if k == "weights" and isinstance(v, str | Path) else _without_weights(v) for k, v in value.items()
+            k: None if k == "weights" and isinstance(v, str | Path) else without_weights(v) for k, v in value.items()
         }
-    return [_without_weights(each) for each in value] if isinstance(value, list) else value
+    return [without_weights(each) for each in value] if isinstance(value, list) else value
 
 
 def size_problems(criterion: dict[str, Any], n_labels: int | None, dim: int | None) -> list[str]:
@@ -254,7 +255,7 @@ def postprocessor_problems(config: dict[str, Any], dim: int | None) -> list[str]
     problems += weights_problems(POSTPROCESSORS_REGISTRY, config, "postprocessor")
     if problems:
         return problems
-    build = partial(POSTPROCESSORS_REGISTRY.build, _without_weights(config))
+    build = partial(POSTPROCESSORS_REGISTRY.build, without_weights(config))
     model = getattr(tried(problems, "postprocessor", build, on_meta=True), "model", None)
     if isinstance(model, LinearTrivialDistanceSiamese) and dim not in (None, model.feat_dim):
         problems.append(
@@ -267,7 +268,7 @@ def postprocessor_problems(config: dict[str, Any], dim: int | None) -> list[str]
 def reranker_problems(config: Mapping[str, Any]) -> list[str]:
     """Why the model of a postprocessor, which has nothing wrong with it, cannot be trained as the config says."""
     name, problems = config["postprocessor"]["name"], []
-    build = partial(POSTPROCESSORS_REGISTRY.build, _without_weights(config["postprocessor"]))
+    build = partial(POSTPROCESSORS_REGISTRY.build, without_weights(config["postprocessor"]))
     postprocessor = tried([], "", build, on_meta=True)
     if postprocessor is None:
         return []

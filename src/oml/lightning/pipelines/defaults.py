@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from numpy import ndarray
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from PIL import Image
+from torch import Tensor
 
 from oml.const import (
     BBOXES_COLUMNS,
+    INPUT_TENSORS_KEY,
     LABELS_COLUMN,
     PATHS_COLUMN,
     SPLIT_COLUMN,
@@ -25,10 +27,15 @@ from oml.const import (
     Y1_COLUMN,
     Y2_COLUMN,
 )
+from oml.datasets.base import BaseDataset
 from oml.datasets.table import TableError, check_retrieval_dataframe_format, read_table
+from oml.interfaces.models import IExtractor
 from oml.lightning.callbacks.checkpoints import is_of_training
+from oml.lightning.pipelines.agreement import without_weights
 from oml.lightning.pipelines.validate import config_of_run
 from oml.models.zoo import find_entry
+from oml.registry.models import get_extractor_by_cfg
+from oml.registry.transforms import get_transforms_by_cfg
 
 ARCH = "efficientnet_lite0"
 BATCH_SIZE = 64
@@ -41,8 +48,9 @@ N_LOOKED_AT = 100  # images
 #: fields of an extractor's training that one of a re-ranker shares
 _KEPT = (
     "accelerator", "cache_size", "dataframe_name", "dataset_root", "devices", "logger", "metric_args", "num_workers",
-    "precision", "seed", "show_dataset_warnings", "tags", "transforms_train", "validation_tables",
+    "precision", "seed", "show_dataset_warnings", "tags", "validation_tables",
 )  # fmt: skip
+_SMALLEST_SIDE, _LARGEST_SIDE = 2, 14  # of maps to compare
 
 
 def default_config(table: Path | str, root: Path | str | None = None) -> dict[str, Any]:
@@ -83,9 +91,8 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
     counts = train[LABELS_COLUMN].value_counts()
     _check(table, counts.to_numpy(), len(validation))
 
-    n_instances = int(np.clip(counts.median(), 2, MAX_INSTANCES))
-    n_labels = min(BATCH_SIZE // n_instances, len(counts))
-    per_epoch = len(counts) // n_labels
+    sampler = _balance(counts)
+    per_epoch = len(counts) // sampler["args"]["n_labels"]
     steps = int(np.clip(N_PASSES * per_epoch, 300, 10_000 if torch.cuda.is_available() else 1_000))
     n_epochs = math.ceil(steps / per_epoch)
 
@@ -102,7 +109,7 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
         "num_workers": 0 if n_cores <= 2 else min(8, n_cores // 2),
         "transforms_train": {"name": "augs_crop_torch", "args": pixels},
         "transforms_val": {"name": "norm_resize_torch", "args": pixels},
-        "sampler": {"name": "balance", "args": {"n_labels": n_labels, "n_instances": n_instances}},
+        "sampler": sampler,
         "bs_val": 2 * BATCH_SIZE,
         "extractor": {"name": "timm", "args": {"arch": ARCH, "weights": weights, "normalise_features": True}},
         "criterion": {"name": "supcon", "args": {"temperature": 0.1}},
@@ -119,6 +126,13 @@ def default_config(table: Path | str, root: Path | str | None = None) -> dict[st
         # an epoch of many labels is longer than all that is bearable
         "lightning_trainer_extra_args": {"max_steps": steps} if per_epoch > steps else {},
     }
+
+
+def _balance(counts: Series) -> dict[str, Any]:
+    """Batches for labels of so many items."""
+    n_instances = int(np.clip(counts.median(), 2, MAX_INSTANCES))
+    n_labels = min(BATCH_SIZE // n_instances, len(counts))
+    return {"name": "balance", "args": {"n_labels": n_labels, "n_instances": n_instances}}
 
 
 def _check(table: Path, counts: Int[ndarray, " label"], n_validation: int) -> None:
@@ -154,32 +168,51 @@ def _image_size(train: DataFrame, root: Path) -> int:
 def default_reranker_config(run: Path | str) -> dict[str, Any]:
     """A complete config for ``postprocessor_training_pipeline``, on top of an extractor that was trained.
 
-    The table, the transforms, the sampler, the metrics, the logger and the machine are those of that training, and the
-    extractor is its best checkpoint. A :class:`~oml.models.ConcatSiamese` over a network of the same kind, which starts
-    from these weights, learns to compare pairs. Embeddings are kept in the run's folder.
+    The table, the metrics, the logger and the machine are those of that training, and the extractor is its best
+    checkpoint, whose embeddings are kept in the run's folder. What compares pairs starts from the same weights. What is
+    the same for all tables was measured on Glyphs, see docs/reranking.md. The rest follows the network and the table:
+
+    - *model*: of a convolutional extractor a :class:`~oml.models.meta.cross_attention.CrossAttentionSiamese` with two
+      of its layers, see :func:`layers_to_compare`. It keeps the extractor as it is. Of others a
+      :class:`~oml.models.ConcatSiamese`, all of which learns, with the augmentations of the extractor's training.
+    - *batches*: as of :func:`default_config`.
+    - *length*: three passes over the labels, within 200 to 1,000 steps.
 
     Args:
         run: the folder of the extractor's training, with ``config.yaml`` and ``checkpoints/best.ckpt``.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it lacks one of these files.
+        FileNotFoundError: there is no such folder, or it lacks one of these files; or there is no table any more.
+        TableError: the table has changed, and nothing can be learned from it any more.
     """
     config = config_of_run(run)
-    kept = {key: config[key] for key in _KEPT if key in config}
-    monitor, extractor = config["metric_for_checkpointing"], config["extractor"]
-    pixels, n_workers = config["transforms_val"], config["num_workers"]
-    backbone = {**extractor, "args": {**extractor["args"]}}
-    if "normalise_features" in backbone["args"]:
-        backbone["args"]["normalise_features"] = False
-    model = {"name": "concat_siamese", "args": {"extractor": backbone, "mlp_hidden_dims": [192], "use_tta": True}}
+    root, name = Path(config["dataset_root"]), config["dataframe_name"]
+    df = read_table(root / name)
+    check_retrieval_dataframe_format(df, dataset_root=root, verbose=False)
+    counts = df[df[SPLIT_COLUMN] == TRAIN_SPLIT][LABELS_COLUMN].value_counts()
+    _check(root / name, counts.to_numpy(), (df[SPLIT_COLUMN] == VALIDATION_SPLIT).sum())
+    sampler = _balance(counts)
+    per_epoch = len(counts) // sampler["args"]["n_labels"]
+    steps = int(np.clip(3 * per_epoch, 200, 1_000))
+    n_epochs = math.ceil(steps / per_epoch)
+
+    pixels, extractor, monitor = config["transforms_val"], config["extractor"], config["metric_for_checkpointing"]
+    item = BaseDataset(df[:1], transform=get_transforms_by_cfg(pixels), dataset_root=root)[0]
+    backbone = get_extractor_by_cfg(without_weights(extractor))
+    args: dict[str, Any] = {"extractor": extractor, "weights": None}
+    if layers := layers_to_compare(backbone, item[INPUT_TENSORS_KEY][None]):
+        model = {"name": "cross_attention_siamese", "args": {**args, "layers": layers}}
+    else:
+        model = {"name": "concat_siamese", "args": {**args, "mlp_hidden_dims": [192], "use_tta": True}}
     return {
-        **kept,
+        **{key: config[key] for key in _KEPT if key in config},
         "postfix": f"{config.get('postfix') or Path(run).resolve().name}_reranker",
         "extractor": extractor,
         "transforms_extraction": pixels,
+        "transforms_train": pixels if layers else config["transforms_train"],
         "batch_size_inference": config["bs_val"],
         "embeddings_cache_dir": str(Path(run).resolve()),
-        "sampler": config.get("sampler") or {"name": "balance", "args": {"n_labels": 16, "n_instances": 4}},
+        "sampler": sampler,
         "hard_pairs_mining": True,
         "postprocessor": {
             "name": "pairwise_images",
@@ -187,19 +220,55 @@ def default_reranker_config(run: Path | str) -> dict[str, Any]:
                 "top_n": 5,
                 "pairwise_model": model,
                 "transforms": pixels,
-                "num_workers": n_workers,
+                "num_workers": config["num_workers"],
                 "batch_size": config["bs_val"],
                 "verbose": False,
             },
         },
-        "optimizer": {"name": "adamw", "args": {"lr": 0.001, "weight_decay": 0.0001}},
+        "optimizer": {"name": "adamw", "args": {"lr": 0.002 if layers else 0.0001, "weight_decay": 0.01}},
         "scheduling": {
-            "scheduler": {"name": "one_cycle", "args": {"max_lr": 0.001}},
+            "scheduler": {"name": "one_cycle", "args": {"pct_start": 0.15}},
             "scheduler_interval": "step",
             "scheduler_frequency": 1,
         },
         "metric_for_checkpointing": "loss" if is_of_training(monitor) else monitor,
         "log_images": False,
-        "max_epochs": 10,
-        "valid_period": 2,
+        "max_epochs": n_epochs,
+        "valid_period": math.ceil(n_epochs / N_VALIDATIONS),
+        "lightning_trainer_extra_args": {"gradient_clip_val": 1.0, "max_steps": steps},
     }
+
+
+def layers_to_compare(extractor: IExtractor, images: Tensor) -> list[str]:
+    """Layers whose maps :class:`~oml.models.meta.cross_attention.CrossAttentionSiamese` can compare: two, or none.
+
+    Those are the first maps with sides of 14 or less, and the next smaller ones. Of the modules that make such, it is
+    one that is as little inside others as there are, and then the last.
+
+    Args:
+        extractor: any.
+        images: of the size that it is to see.
+    """
+    found: dict[str, int] = {}  # the longer sides, in the order in which modules are done
+
+    def note(name: str) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found.pop(name, None)
+                found[name] = max(output.shape[2:])
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in extractor.named_modules() if name]
+    extractor.eval()
+    with torch.no_grad():
+        extractor(images)
+    for handle in handles:
+        handle.remove()
+    sides = sorted({side for side in found.values() if _SMALLEST_SIDE <= side <= _LARGEST_SIDE}, reverse=True)
+    layers = []
+    for side in sides[:2] if len(sides) > 1 else []:  # maps of one size are patches that a transformer starts from
+        names = [name for name, of_it in found.items() if of_it == side]
+        depth = min(name.count(".") for name in names)
+        layers.append([name for name in names if name.count(".") == depth][-1])
+    return layers
