@@ -82,7 +82,12 @@ def quiet(home: Path) -> Iterator[None]:
         warnings.filterwarnings("ignore", "jsonschema.RefResolver is deprecated", DeprecationWarning)  # neptune
         warnings.filterwarnings("ignore", "'.*deprecated", DeprecationWarning)  # clearml, of pyparsing
         yield
-        if wandb := sys.modules.get("wandb"):
-            wandb.teardown()
+        end_helpers()
     for name in os.environ.keys() - before.keys():  # clients tell their helpers there
         del os.environ[name]
+
+
+def end_helpers() -> None:
+    """The process with which wandb writes; until it has ended, files may lack what is in them later."""
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()

@@ -18,7 +18,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
-from tests.lightning.loggers import quiet, tiny_training
+from tests.lightning.loggers import end_helpers, quiet, tiny_training
 
 import oml
 from oml.lightning.loggers.experiment import finish, log_experiment, resume_arguments
@@ -75,6 +75,7 @@ def trained(
         best = ModelCheckpoint(run_dir, "best", monitor="OVERALL/cmc/1", mode="max")
         tiny_training(mock_root, logger, epochs=EPOCHS, log_images=True, callbacks=[best])
         finish(logger)
+        end_helpers()
         yield Trained(name, run_dir, table, logger, resume_arguments(name, run_dir))
 
 
