@@ -12,6 +12,7 @@ from PIL import Image
 
 from oml.const import BLUE, GRAY, GREEN, RED
 from oml.retrieval import RetrievalResults
+from oml.retrieval.calibration import Calibration, FittedOn
 from oml.retrieval.figures import draw_distances, draw_queries
 
 EVERYONE = torch.ones(5, dtype=torch.bool)
@@ -44,6 +45,16 @@ def drawn(axes: Axes) -> tuple[int, tuple[float, ...], str]:
     assert len(colours) == 1
     assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0
     return int(pixels[0, 0, 0]) // 10, tuple(round(255 * channel) for channel in colours.pop()), axes.get_title()
+
+
+def test_probabilities_stand_beside_distances(results: RetrievalResults, paths: list[Path]) -> None:
+    calibration = Calibration("isotonic", (0.0, 5.0), (1.0, 0.0), FittedOn(n_pairs=2, n_relevant=1))
+    figure = draw_queries(results, paths, rows=[2], n_instances=3, n_gt=0, calibration=calibration)
+    assert [drawn(axes)[2].rpartition(chr(10))[2] for axes in figure.axes[1:]] == [
+        "0.500, 90%",
+        "2.500, 50%",
+        "3.500, 30%",
+    ]
 
 
 def test_a_row_shows_query_galleries_and_ground_truth(results: RetrievalResults, paths: list[Path]) -> None:

@@ -110,7 +110,7 @@ def _tell(calibration: "Calibration") -> None:
         )
     console.print(table)
     console.print(
-        "Pairs nearer than the threshold match: FMR is the share of wrong pairs that do, FNMR of right pairs that do not.",
+        "Pairs nearer than the threshold match. FMR: share of wrong pairs that do; FNMR: of right ones that do not.",
         soft_wrap=True,
     )
     quality, on = calibration.quality, calibration.fitted_on

@@ -59,7 +59,8 @@ def draw_reliability(calibration: Calibration, title: str = "") -> "Figure":
 
     _histogram(counts, quality.curve)
     counts.set(xlabel="predicted probability", ylabel="pairs")
-    counts.legend(loc="upper center")
+    counts.margins(y=0.3)  # room for the legend
+    counts.legend(loc="upper center", ncols=2)
 
     first, last = calibration.distances[0], calibration.distances[-1]
     margin = 0.05 * (last - first or 1)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from oml.retrieval.calibration import Calibration
     from oml.retrieval.results import RetrievalResults
 
 
@@ -26,6 +27,7 @@ def draw_queries(
     n_instances: int,
     n_gt: int = N_GT_SHOW_EMBEDDING_METRICS,
     boxes: Float[Tensor, "item 4"] | Int[Tensor, "item 4"] | None = None,
+    calibration: "Calibration | None" = None,
 ) -> "Figure":
     """A row of images per query: the query, its ``n_instances`` nearest galleries, up to ``n_gt`` right answers.
 
@@ -40,6 +42,7 @@ def draw_queries(
         n_instances: how many of the retrieved items to draw.
         n_gt: how many of the right answers to draw at the end.
         boxes: x1, y1, x2, y2 of the part of each image to draw.
+        calibration: tells how likely each retrieved gallery is right; shown beside its distance.
 
     Raises:
         ValueError: if there are no such rows, or ids without a path or box, or a file is not an image.
@@ -109,6 +112,8 @@ def draw_queries(
         for rank, (item, distance, is_right) in enumerate(list(retrieved)[:n_instances], start=1):
             if item >= 0:
                 title = f"{rank} {'✓ right' if is_right else '✗ wrong'}\n{distance:.3f}"
+                if calibration is not None:
+                    title += f", {float(calibration.probability(results.distances[row, rank - 1])):.0%}"
                 show(line[rank], item, title, GREEN if is_right else RED)
         for axes, item in zip(line[1 + n_instances :], right_ids[:n_gt], strict=False):
             show(axes, item, "ground truth\n", GRAY)
