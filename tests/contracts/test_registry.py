@@ -86,13 +86,6 @@ DESCRIBED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
             "ConcatSiamese",
             {"extractor": RESNET, "mlp_hidden_dims": [20, 20], "use_tta": True, "weights": None},
         ),
-        "cross_attention_siamese": (
-            "CrossAttentionSiamese",
-            {
-                "extractor": {"name": "timm", "args": {"arch": "resnet10t", "weights": None}},
-                "layers": ["model.layer2"],
-            },
-        ),
     },
     "postprocessor": {
         "pairwise_embeddings": (
