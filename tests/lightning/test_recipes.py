@@ -15,13 +15,14 @@ from oml.const import CONFIGS_PATH
 from oml.lightning.pipelines.checks import POSTPROCESSOR_TRAINING, find_problems
 from oml.lightning.pipelines.predict import extractor_prediction_pipeline
 from oml.lightning.pipelines.train import extractor_training_pipeline
+from oml.lightning.pipelines.train_postprocessor import postprocessor_training_pipeline
 from oml.lightning.pipelines.validate import extractor_validation_pipeline
 
 FILES = {path.stem: path for path in sorted((CONFIGS_PATH / "recipes").glob("*.yaml"))}
-OF_POSTPROCESSORS = ["stir_postprocessor", "stir_postprocessor_validate"]
-VALIDATING = [name for name in FILES if name.endswith("_validate") and name not in OF_POSTPROCESSORS]
+RERANKERS = ["glyphs_reranker", "stir_postprocessor"]
+VALIDATING = [name for name in FILES if name.endswith("_validate")]
 PREDICTING = [name for name in FILES if name.endswith("_predict")]
-TRAINING = [name for name in FILES if name not in VALIDATING + PREDICTING + OF_POSTPROCESSORS]
+TRAINING = [name for name in FILES if name not in VALIDATING + PREDICTING + RERANKERS]
 HERE = {"accelerator": "cpu", "devices": 1, "precision": 32, "num_workers": 0}
 SAMPLERS = {
     "balance": {"n_labels": 2, "n_instances": 2},
@@ -106,6 +107,13 @@ def test_recipe_predicts(name: str, mock_root: Path, tmp_path: Path) -> None:
     assert len(predictions) == len(list(mock_root.rglob("*.jpg")))
 
 
-def test_recipe_of_the_postprocessor_is_right(mock_root: Path, tmp_path: Path) -> None:
-    overrides = [*small("stir_postprocessor", mock_root), f"+run_dir={tmp_path}"]
-    assert find_problems(compose("stir_postprocessor", overrides), POSTPROCESSOR_TRAINING) == []
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RERANKERS)
+def test_recipe_trains_a_reranker(name: str, mock_root: Path, tmp_path: Path) -> None:
+    overrides = [*small(name, mock_root), f"+run_dir={tmp_path}", "max_epochs=1", "valid_period=1"]
+    config = compose(name, [*overrides, "+lightning_trainer_extra_args.max_steps=1"])
+    assert find_problems(config, POSTPROCESSOR_TRAINING) == []
+    report = postprocessor_training_pipeline(config)
+    checkpoint = torch.load(report.best, weights_only=True)
+    assert checkpoint["global_step"] == 1
+    assert all(key.startswith("model.") for key in checkpoint["state_dict"])
