@@ -119,6 +119,16 @@ def test_each_image_is_read_once_if_there_is_room(paths: list[Path]) -> None:
     assert 12 == reads[0] < reads[1] < reads[2] < 2 * len(first)
 
 
+def test_images_of_a_group_are_compared_while_they_are_there(paths: list[Path]) -> None:
+    """Though its pairs are spread over all the pairs, and there is room for one group."""
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j and i % 3 == j % 3]
+    first, second = ([paths[pair[side]] for pair in pairs] for side in (0, 1))
+    reader, room = CountingReader(), 4 * TRANSFORM(imread_tensor(paths[0])).nbytes
+    found = pairwise_inference_on_images(Difference(), first, second, TRANSFORM, 0, 3, False, reader, cache_size=room)
+    assert reader.n_reads.total() == 12
+    assert torch.equal(found, expected(first, second))
+
+
 def test_boxes_count(paths: list[Path]) -> None:
     boxes1, boxes2 = [(0, 0, 4, 3), (4, 3, 8, 6), (1, 2, 5, 5)], [(4, 3, 8, 6), (0, 0, 4, 3), (4, 3, 8, 6)]
     chosen = [paths[0], paths[0], paths[1]]
