@@ -297,6 +297,8 @@ class Calibration:
         who = f"Calibration.load needs a file that save() or oml calibrate wrote, not {str(path)!r}"
         if Path(path).is_dir():
             raise ValueError(f"{who}: that is a folder. Name the file in it, such as calibration.json.")
+        if not Path(path).exists():
+            raise FileNotFoundError(f"There is no file {str(path)!r} with a calibration. `oml calibrate` writes one.")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
