@@ -147,8 +147,9 @@ def score_embeddings(
 ) -> Float[Tensor, " pair"]:
     """What the model says of pairs of rows of two tensors, all of them computed in this process."""
     device = device_of(model)
+    dtype = next((weight.dtype for weight in model.parameters()), None)  # autocast leaves bfloat16 embeddings, say
     pairs = (
-        (embeddings1[rows1].to(device), embeddings2[rows2].to(device))
+        (embeddings1[rows1].to(device, dtype), embeddings2[rows2].to(device, dtype))
         for rows1, rows2 in zip(
             ids1.to(embeddings1.device).split(batch_size), ids2.to(embeddings2.device).split(batch_size), strict=True
         )
