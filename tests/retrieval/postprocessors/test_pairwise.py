@@ -1,9 +1,10 @@
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -229,9 +230,6 @@ class SwapsTopTwo(PairwisePostprocessor):
     def needed_keys(self) -> list[str]:
         return ["is_query", "is_gallery", "embeddings"]
 
-    def items(self, data: Mapping[str, Any], ids: Tensor | None = None) -> Tensor:
-        return data["embeddings"] if ids is None else data["embeddings"][ids]
-
     def inference(self, queries: Tensor, galleries: Tensor, ii_top: Tensor, top_n: int) -> Tensor:
         assert ii_top.shape == (len(queries), top_n)
         return torch.tensor([1, 0, *range(2, top_n)]).expand(len(queries), -1)
@@ -251,6 +249,13 @@ def test_the_first_two_change_places() -> None:
         matrix = SwapsTopTwo(3).process(torch.tensor([[1.0, 2, 3, 4]], dtype=dtype), points[:1], points[1:])
         assert matrix.dtype == dtype
         assert matrix.argsort().tolist() == [[1, 0, 2, 3]]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_the_items_of_another_class(kind: Callable[..., Any]) -> None:
+    postprocessor, data = SwapsTopTwo(2), {"embeddings": kind([[1.0], [2.0], [3.0]])}
+    assert [list(item) for item in postprocessor.items(data, torch.tensor([2, 0]))] == [[3], [1]]
+    assert [list(item) for item in postprocessor.items(data)] == [[1], [2], [3]]
 
 
 TRANSFORMS = get_transforms("norm_resize_torch", im_size=16)

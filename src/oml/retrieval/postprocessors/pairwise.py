@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -62,9 +63,17 @@ class PairwisePostprocessor(Postprocessor, IDistancesPostprocessor):
             top_n: how many there are for each query.
         """
 
-    @abstractmethod
     def items(self, data: Mapping[str, Any], ids: Int[Tensor, " item"] | None = None) -> Any:
-        """What :meth:`inference` compares: the items of a data set at some positions, or all."""
+        """What :meth:`inference` compares: the items of a data set at some positions, or all.
+
+        Unless overridden, the entry that stands third in :attr:`needed_keys`, after those of the roles.
+        """
+        values = data[self.needed_keys[2]]
+        if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+            values = torch.from_numpy(values)
+        if ids is None:
+            return values
+        return values[ids.to(values.device)] if isinstance(values, Tensor) else [values[i] for i in ids.tolist()]
 
     def rerank(self, results: RetrievalResults, data: Mapping[str, Any]) -> RetrievalResults:
         """Results with the first ``top_n`` in their new order, and new distances; as many as before.
@@ -196,11 +205,6 @@ class PairwiseEmbeddingsPostprocessor(PairwisePostprocessor):
     def needed_keys(self) -> list[str]:
         """Names of the roles and the embeddings."""
         return [self.is_query_key, self.is_gallery_key, self.embeddings_key]
-
-    def items(self, data: Mapping[str, Any], ids: Tensor | None = None) -> Tensor:
-        """Embeddings."""
-        embeddings = torch.as_tensor(data[self.embeddings_key])
-        return embeddings if ids is None else embeddings[ids.to(embeddings.device)]
 
     def inference(
         self,
