@@ -69,6 +69,12 @@ def test_vectors_of_length_1_stay_so_and_come_nearer_to_their_neighbour(seed: in
     assert float((new * g).sum()) > float((x * g).sum())
 
 
+def test_vectors_without_neighbours_stay_bit_for_bit() -> None:
+    vectors = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    none = torch.full((50, 2), -1)
+    assert torch.equal(expanded(vectors, vectors, none, 1), vectors)
+
+
 def test_half_precision_comes_back_as_float32_and_inputs_stay() -> None:
     x, galleries = torch.tensor([[1.0, 0.0]]).half(), torch.tensor([[0.0, 1.0]]).half()
     new = expanded(x, galleries, torch.tensor([[0]]), 0)

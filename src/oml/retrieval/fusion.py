@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oml.retrieval.results import RetrievalResults
 
-Method = Literal["reciprocal_rank", "distance"]
+Method = Literal["distance", "reciprocal_rank"]
 
 _TO_BE_EQUAL = (
     "query_ids",
@@ -25,7 +25,7 @@ _ROWS = 1024  # queries at a time
 
 def fuse(
     results: Sequence[RetrievalResults],
-    method: Method = "reciprocal_rank",
+    method: Method = "distance",
     *,
     weights: Sequence[float | int] | None = None,
     k: float | int = 60,
@@ -35,15 +35,18 @@ def fuse(
     Each ranking has a say of 0, for its first item, to 1, and the new distance of an item is the weighted mean of what
     all rankings say of it:
 
+    - ``distance``: ``(d - first) / (last - first)``, with the distances of the query's own first and last item in this
+      ranking; 0 if these are equal. Search with one ``top_k`` for all.
     - ``reciprocal_rank``: ``(rank - 1) / (k + rank)``, ranks from 1. That puts items in the order of
       ``sum(weight / (k + rank))``, reciprocal rank fusion (Cormack, Clarke & Büttcher 2009). It takes no notice of
       distances, so rankings may have any scale, and be re-ranked ones.
-    - ``distance``: ``(d - first) / (last - first)``, with the distances of the query's own first and last item in this
-      ranking; 0 if these are equal. Search with one ``top_k`` for all.
 
     A ranking says 1 of an item that it does not hold: with either method no less than of any that it does. Equal
     distances rank by the weighted mean of the ranks (where one is missing, that after the last of the widest), then by
     id. So the fusion of a ranking with itself is that ranking. The order of ``results`` does not matter.
+
+    It pays if the extractors are about equally good: two runs of the demo, fused by their distances, find more than
+    the better one of them. A much weaker one makes things worse, unless its weight is low.
 
     Args:
         results: two or more, or one; of the same queries in the same gallery, in the same order.
@@ -68,9 +71,9 @@ def fuse(
         ... )
         >>> of_colour.retrieved_ids.tolist(), of_shape.retrieved_ids.tolist()
         ([[2, 1, 3]], [[1, 3, 2]])
-        >>> fuse([of_colour, of_shape]).retrieved_ids.tolist()
+        >>> fuse([of_colour, of_shape], "reciprocal_rank").retrieved_ids.tolist()
         [[1, 2, 3]]
-        >>> fuse([of_colour, of_shape], "distance", weights=[1, 3]).distances
+        >>> fuse([of_colour, of_shape], weights=[1, 3]).distances
         tensor([[0.1250, 0.3438, 0.7500]])
     """
     weights = [1.0] * len(results) if weights is None else list(weights)
