@@ -275,10 +275,16 @@ def test_the_order_keeps_the_pairs_of_an_image_together(pairs: list[tuple[int, i
     assert all(group == sorted(group) for group in groups)
 
 
-def test_the_order_brings_relatives_together() -> None:
-    """Of groups whose members are spread over the data set, one after another."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_order_brings_relatives_together(shared: bool) -> None:
+    """Of groups whose members are spread over the data set, one after another; also if galleries are no queries."""
     n, n_groups = 60, 12
-    pairs = [(i, j) for i in range(n) for j in range(n) if i != j and i % n_groups == j % n_groups]
+    offset = 0 if shared else n
+    pairs = [(i, offset + j) for i in range(n) for j in range(n) if i != j and i % n_groups == j % n_groups]
     ordered = [pairs[position][0] % n_groups for position in _order_by_kin(pairs)]
     assert len(list(itertools.groupby(ordered))) == n_groups
     assert len(list(itertools.groupby(pairs, key=lambda pair: pair[0] % n_groups))) == n
+
+
+def test_after_a_query_comes_its_gallery_as_a_query() -> None:
+    assert _order_by_kin([(0, 2), (1, 3), (2, 4), (3, 5)]) == [0, 2, 1, 3]
