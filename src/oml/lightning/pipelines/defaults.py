@@ -189,8 +189,9 @@ def default_reranker_config(run: Path | str) -> dict[str, Any]:
     root, name = Path(config["dataset_root"]), config["dataframe_name"]
     df = read_table(root / name)
     check_retrieval_dataframe_format(df, dataset_root=root, verbose=False)
-    counts = df[df[SPLIT_COLUMN] == TRAIN_SPLIT][LABELS_COLUMN].value_counts()
-    _check(root / name, counts.to_numpy(), (df[SPLIT_COLUMN] == VALIDATION_SPLIT).sum())
+    train, validation = (df[df[SPLIT_COLUMN] == split] for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    counts = train[LABELS_COLUMN].value_counts()
+    _check(root / name, counts.to_numpy(), len(validation))
     sampler = _balance(counts)
     per_epoch = len(counts) // sampler["args"]["n_labels"]
     steps = int(np.clip(3 * per_epoch, 200, 1_000))
