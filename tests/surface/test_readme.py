@@ -1,4 +1,4 @@
-"""The Python code of README.md and of some pages runs as it stands, each block in a process and folder of its own."""
+"""The Python code of README.md, block by block, and of some pages runs as it stands, in folders of their own."""
 
 import os
 import re
@@ -10,7 +10,8 @@ import pytest
 
 README = Path(__file__).parents[2] / "README.md"
 #: pages whose code needs no data of the reader
-DOCS = [README.parent / "docs" / f"{name}.md" for name in ("losses", "models", "pipelines", "registry", "retrieval")]
+PAGES = ("losses", "models", "pipelines", "registry", "reranking", "retrieval")
+DOCS = [README.parent / "docs" / f"{name}.md" for name in PAGES]
 #: what goes before a block: published weights cannot be downloaded here, so others take their place
 BEFORE = {
     "zoo": """
@@ -29,13 +30,13 @@ register(replace(ZOO["vits16_dino"], hash="md5:" + calc_file_hash(CKPT_SAVE_ROOT
 BLOCKS = dict(re.findall(r"\[comment\]:([\w-]+)-start\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
 for page in DOCS:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    BLOCKS |= {f"{page.stem}-{i}": block for i, block in enumerate(blocks)}
+    BLOCKS[page.stem] = "".join(blocks)
 
 
 def test_all_blocks_are_found() -> None:
-    assert len(BLOCKS) == sum(page.read_text().count("```python") for page in (README, *DOCS))
-    assert {"vanilla-train", "vanilla-validation", "lightning", "zoo"} <= set(BLOCKS)
-    assert {f"{page.stem}-0" for page in DOCS} <= set(BLOCKS)
+    assert set(BLOCKS) == {"vanilla-train", "vanilla-validation", "lightning", "zoo", *PAGES}
+    assert README.read_text().count("```python") == len(BLOCKS) - len(PAGES)
+    assert all(BLOCKS.values())
 
 
 def test_linked_files_exist() -> None:
