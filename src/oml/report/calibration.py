@@ -88,7 +88,7 @@ def draw_reliability(calibration: Calibration, title: str = "") -> "Figure":
 def _points(axes: "Axes", curve: Curve, colour: tuple[int, int, int], label: str) -> None:
     observed = np.array(curve.observed)
     bars = np.stack([observed - curve.low, curve.high - observed])
-    axes.errorbar(curve.predicted, observed, yerr=bars, color=_shade(colour), marker="o", capsize=3, label=label)
+    axes.errorbar(curve.predicted, observed, yerr=bars, fmt="o", color=_shade(colour), capsize=3, label=label)
 
 
 def _histogram(axes: "Axes", curve: Curve) -> None:
