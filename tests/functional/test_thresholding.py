@@ -55,6 +55,7 @@ def test_a_query_is_cut_alike_whatever_comes_with_it(n_std: float, n_empty: int,
 
 
 def test_some_are_cut_and_some_not() -> None:
+    assert n_before_jump(torch.tensor([[0.0, 1, 6]]), 0.5).tolist() == [2]
     distances = torch.tensor([[0.0, 1, 2, 3, 9, 10], [0.0, 1, 2, 3, 4, 5], [0.0, 9, 10, 11, 12, 13]])
     assert n_before_jump(distances, 1.5).tolist() == [4, 6, 1]
     assert n_before_jump(distances, 2).tolist() == [6, 6, 6]  # five jumps reach sqrt(4) and no more

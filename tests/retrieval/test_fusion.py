@@ -139,6 +139,7 @@ def test_neither_the_order_of_rankings_nor_the_scale_of_weights_matters(
     shuffled = fuse([results[i] for i in numbers], method, weights=[weights[i] for i in numbers])
     assert torch.equal(fused.retrieved_ids, shuffled.retrieved_ids)
     assert torch.equal(fused.distances, shuffled.distances)
+    assert (fused.distances >= 0).all()  # shares add up to 1 save for rounding
     scaled = fuse(results, method, weights=[scale * weight for weight in weights])
     torch.testing.assert_close(scaled.distances, fused.distances)
 
