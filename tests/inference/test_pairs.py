@@ -1,5 +1,4 @@
 import itertools
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from oml.datasets.image_files import UnreadableImageError
 from oml.inference._pairs import _order_by_kin, _schedule
 from oml.inference.pairs import pairwise_inference_on_embeddings, pairwise_inference_on_images
 from oml.interfaces.models import IPairwiseModel
+from oml.models.meta.siamese import LinearTrivialDistanceSiamese
 from oml.utils.images.images import imread_tensor
 
 TRANSFORM = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -159,12 +159,14 @@ def test_the_mode_is_restored(paths: list[Path], training: bool) -> None:
     assert model.training is training
 
 
-def test_a_cpu_goes_on_in_float32(paths: list[Path]) -> None:
-    with warnings.catch_warnings(action="error"):
-        found = pairwise_inference_on_images(
-            Difference(), paths[:2], paths[1:3], TRANSFORM, 0, 2, verbose=False, use_fp16=True
-        )
-    assert torch.equal(found, expected(paths[:2], paths[1:3]))
+def test_a_cpu_goes_on_in_float32(rng: torch.Generator) -> None:
+    model = LinearTrivialDistanceSiamese(3, identity_init=True)
+    x1, x2 = torch.randn(20, 3, generator=rng), torch.randn(20, 3, generator=rng)
+    exact, fast = (pairwise_inference_on_embeddings(model, x1, x2, 0, 20, use_fp16=fp16) for fp16 in (False, True))
+    assert torch.equal(fast, exact)
+    with torch.autocast("cpu", torch.float16):
+        assert not torch.equal(model.predict(x1, x2).float(), exact)
+        assert torch.equal(pairwise_inference_on_embeddings(model, x1, x2, 0, 20), exact)
 
 
 def test_a_bar_if_asked_for(paths: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
