@@ -176,7 +176,7 @@ def test_bad_arguments_are_refused(constructor: Any, args: dict[str, Any], messa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "embeddings", [torch.ones(4, 2), torch.ones(6), torch.ones(6, 2).long(), torch.ones(6, 2, 1)], ids=str
+    "embeddings", [torch.ones(5, 2), torch.ones(6), torch.ones(6, 2).long(), torch.ones(6, 2, 1)], ids=str
 )
 def test_embeddings_that_do_not_fit_are_refused(kind: str, embeddings: Tensor) -> None:
     results, _ = searched(6, "shared", 4)
