@@ -92,6 +92,15 @@ def test_it_follows_the_definition(
             torch.testing.assert_close(expected[q, got], expected[q, ranked], rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("width", [2, 6, 40])
+def test_galleries_that_are_not_measured_would_not_come_in(width: int) -> None:
+    x, items = items_of(150, 7, grid=False), torch.arange(150)
+    expected = dense(x, 5, 4, 0.5)[0].fill_diagonal_(math.inf).sort(dim=1)
+    ids, distances = reranked(x, items, items, width, k1=5, k2=4, lambda_value=0.5)
+    assert torch.equal(ids, expected.indices[:, :width])
+    torch.testing.assert_close(distances, expected.values[:, :width].float(), rtol=0, atol=1e-6)
+
+
 def test_the_data_of_the_definition_tells_the_steps_apart() -> None:
     """Each step of the definition changes the result of random data, so that the test above would tell."""
     x = items_of(24, 5, grid=False)
