@@ -38,7 +38,7 @@ def dense(x: Tensor, k1: int, k2: int, lambda_value: float) -> tuple[Tensor, Ten
         v[i, columns] = torch.exp(-d[i, columns])
         v[i] /= v[i].sum()
     v = torch.stack([v[ranking[i][:k2]].mean(dim=0) for i in range(n)])
-    shared = torch.minimum(v[:, None], v).sum(dim=2)
+    shared = torch.stack([torch.minimum(row, v).sum(dim=1) for row in v])
     return (1 - lambda_value) * (1 - shared / (2 - shared)) + lambda_value * d, distances
 
 
@@ -92,13 +92,15 @@ def test_it_follows_the_definition(
             torch.testing.assert_close(expected[q, got], expected[q, ranked], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("width", [2, 6, 40])
-def test_galleries_that_are_not_measured_would_not_come_in(width: int) -> None:
-    x, items = items_of(150, 7, grid=False), torch.arange(150)
+@pytest.mark.parametrize("crowd", [0, 10**9])  # pairs per query that are measured without a look at bounds
+def test_galleries_that_are_passed_over_would_not_come_in(crowd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k_reciprocal_ranking, "_CROWD", crowd)
+    x, items = items_of(400, 7, grid=False, dim=12), torch.arange(400)
     expected = dense(x, 5, 4, 0.5)[0].fill_diagonal_(math.inf).sort(dim=1)
-    ids, distances = reranked(x, items, items, width, k1=5, k2=4, lambda_value=0.5)
-    assert torch.equal(ids, expected.indices[:, :width])
-    torch.testing.assert_close(distances, expected.values[:, :width].float(), rtol=0, atol=1e-6)
+    for width in (3, 40):
+        ids, distances = reranked(x, items, items, width, k1=5, k2=4, lambda_value=0.5)
+        assert torch.equal(ids, expected.indices[:, :width])
+        torch.testing.assert_close(distances, expected.values[:, :width].float(), rtol=0, atol=1e-6)
 
 
 def test_the_data_of_the_definition_tells_the_steps_apart() -> None:
