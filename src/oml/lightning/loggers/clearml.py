@@ -65,7 +65,7 @@ class ClearMLLogger(Logger):
                 if self._offline:
                     Task.set_offline(True)
                 # or it forks this process, whose locks other threads may hold, and waits for the fork without end
-                Task._report_subprocess_enabled = False  # pyright: ignore[reportPrivateUsage]
+                Task._report_subprocess_enabled = False  # pyright: ignore[reportAttributeAccessIssue]
                 self._task = Task.init(
                     self._project,
                     self._name,
