@@ -175,8 +175,9 @@ def default_reranker_config(run: Path | str) -> dict[str, Any]:
     - *model*: of a convolutional extractor a :class:`~oml.models.meta.cross_attention.CrossAttentionSiamese` with two
       of its layers, see :func:`layers_to_compare`. It keeps the extractor as it is. Of others a
       :class:`~oml.models.ConcatSiamese`, all of which learns, with the augmentations of the extractor's training.
-    - *batches*: as of :func:`default_config`.
-    - *length*: three passes over the labels, within 200 to 1,000 steps.
+    - *batches*: two items of each of 48 labels, as a batch of more labels has harder negatives; for the other model as
+      of :func:`default_config`.
+    - *length*: three passes over the labels, within 300 to 1,000 steps.
 
     Args:
         run: the folder of the extractor's training, with ``config.yaml`` and ``checkpoints/best.ckpt``.
@@ -192,19 +193,19 @@ def default_reranker_config(run: Path | str) -> dict[str, Any]:
     train, validation = (df[df[SPLIT_COLUMN] == split] for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
     counts = train[LABELS_COLUMN].value_counts()
     _check(root / name, counts.to_numpy(), len(validation))
-    sampler = _balance(counts)
-    per_epoch = len(counts) // sampler["args"]["n_labels"]
-    steps = int(np.clip(3 * per_epoch, 200, 1_000))
-    n_epochs = math.ceil(steps / per_epoch)
-
     pixels, extractor, monitor = config["transforms_val"], config["extractor"], config["metric_for_checkpointing"]
     item = BaseDataset(df[:1], transform=get_transforms_by_cfg(pixels), dataset_root=root)[0]
     backbone = get_extractor_by_cfg(without_weights(extractor))
     args: dict[str, Any] = {"extractor": extractor, "weights": None}
     if layers := layers_to_compare(backbone, item[INPUT_TENSORS_KEY][None]):
         model = {"name": "cross_attention_siamese", "args": {**args, "layers": layers}}
+        sampler = {"name": "balance", "args": {"n_labels": min(48, len(counts)), "n_instances": 2}}
     else:
         model = {"name": "concat_siamese", "args": {**args, "mlp_hidden_dims": [192], "use_tta": True}}
+        sampler = _balance(counts)
+    per_epoch = len(counts) // sampler["args"]["n_labels"]
+    steps = int(np.clip(3 * per_epoch, 300, 1_000))
+    n_epochs = math.ceil(steps / per_epoch)
     return {
         **{key: config[key] for key in _KEPT if key in config},
         "postfix": f"{config.get('postfix') or Path(run).resolve().name}_reranker",
@@ -226,7 +227,7 @@ def default_reranker_config(run: Path | str) -> dict[str, Any]:
                 "verbose": False,
             },
         },
-        "optimizer": {"name": "adamw", "args": {"lr": 0.002 if layers else 0.0001, "weight_decay": 0.01}},
+        "optimizer": {"name": "adamw", "args": {"lr": 0.003 if layers else 0.0001, "weight_decay": 0.01}},
         "scheduling": {
             "scheduler": {"name": "one_cycle", "args": {"pct_start": 0.15}},
             "scheduler_interval": "step",
