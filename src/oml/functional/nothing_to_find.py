@@ -3,7 +3,8 @@
 import warnings
 from typing import Literal
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -58,3 +59,39 @@ def rows_to_evaluate(
             raise NothingToFindError(f"{text} Take them out of the queries, or pass on_missing='ignore'.")
         warnings.warn(f"{text} They are left out.", stacklevel=3)
     return rows
+
+
+def count_relevant(
+    is_gallery: Bool[Tensor, " query"],
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    query_sequences: Tensor | None,
+    gallery_sequences: Tensor | None,
+) -> Tensor:
+    """For each query the galleries of its label, less itself, if it is one, and those of its sequence.
+
+    Args:
+        is_gallery: Whether the query is a gallery, too.
+        query_labels, gallery_labels: Theirs.
+        query_sequences, gallery_sequences: Numbers of the sequences that they are from, -1 for none; both or neither.
+
+    Example:
+        >>> count_relevant(torch.tensor([True, False]), torch.tensor([7, 8]), torch.tensor([7, 7, 8]), None, None)
+        tensor([1, 1])
+    """
+    found = _count(query_labels, gallery_labels)
+    if query_sequences is None or gallery_sequences is None:
+        return found - is_gallery.long()
+    values, labels = torch.cat([query_labels, gallery_labels]).unique(return_inverse=True)
+    pairs = (torch.cat([query_sequences, gallery_sequences]).long() + 1) * len(values) + labels
+    own = _count(pairs[: len(query_labels)], pairs[len(query_labels) :])
+    return found - torch.where(query_sequences < 0, is_gallery.long(), own)
+
+
+def _count(wanted: Tensor, among: Tensor) -> Tensor:
+    """How often each of ``wanted`` occurs in ``among``."""
+    values, counts = among.unique(return_counts=True)
+    if len(values) == 0:
+        return torch.zeros_like(wanted)
+    place = torch.searchsorted(values, wanted.contiguous()).clamp(max=len(values) - 1)
+    return torch.where(values[place] == wanted, counts[place], 0)

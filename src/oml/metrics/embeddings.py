@@ -42,8 +42,8 @@ from oml.metrics.comparison import MetricChange, compare_values
 from oml.metrics.per_query import Cut, OfReturned, ranking_metrics
 from oml.metrics.reranking import rerank, rerank_in_all_processes
 from oml.retrieval import RetrievalResults
+from oml.retrieval._checks import check_roles
 from oml.retrieval.postprocessors.base import Postprocessor
-from oml.retrieval.results import check_roles
 from oml.utils.user_warning import warn_user
 
 if TYPE_CHECKING:

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oml.const import IS_GALLERY_COLUMN, IS_QUERY_COLUMN, SEQUENCE_COLUMN
-from oml.functional.nothing_to_find import rows_to_evaluate
+from oml.functional.nothing_to_find import count_relevant, rows_to_evaluate
 from oml.functional.search import Neighbours, exact_search
+from oml.retrieval._checks import check_finite, check_items
+from oml.retrieval._merging import all_equal, of_all_galleries, of_all_queries
 from oml.utils.io import atomic_path
 
 if TYPE_CHECKING:
@@ -137,7 +139,7 @@ class RetrievalResults:
         self.retrieved_ids = retrieved_ids
         self.distances = distances
         self.is_relevant: Bool[Tensor, "query rank"] = (label_of[place] == query_labels[:, None]) & ~is_empty
-        self.n_relevant: Int[Tensor, " query"] = _count_relevant(
+        self.n_relevant: Int[Tensor, " query"] = count_relevant(
             both, query_labels, gallery_labels, query_sequences, gallery_sequences
         )
         if len(rows := (self.is_relevant.sum(dim=1) > self.n_relevant).nonzero().squeeze(1)):
@@ -195,41 +197,20 @@ class RetrievalResults:
             >>> results.is_relevant[:, 0]
             tensor([ True,  True, False,  True])
         """
-        given = {"embeddings": embeddings, "labels": labels, "is_query": is_query, "is_gallery": is_gallery}
-        given |= {} if sequences is None else {"sequences": sequences}
-        given |= {} if ids is None else {"ids": ids}
-        for name, part in given.items():
-            if not isinstance(part, Tensor):
-                raise TypeError(f"RetrievalResults needs tensors, got {name} of {type(part).__name__}.")
-            if part is not embeddings and part.ndim != 1:
-                raise ValueError(
-                    f"RetrievalResults needs one number per item, got {name} of shape {tuple(part.shape)}."
-                )
-        sizes = [len(part) for part in given.values()]
-        if len(set(sizes)) > 1 or not _is_integer(labels):
-            raise ValueError(
-                "RetrievalResults needs an embedding, an integer label and both roles of every item, got "
-                f"{', '.join(given)} of {', '.join(map(str, sizes))} items, labels of {labels.dtype}."
-            )
-        if sequences is not None and not _is_integer(sequences):
-            raise ValueError(
-                f"RetrievalResults needs the numbers of sequences of integers, -1 for none, got {sequences.dtype}."
-            )
-        check_roles("RetrievalResults", "is_query", is_query)
-        check_roles("RetrievalResults", "is_gallery", is_gallery)
+        check_items(embeddings, labels, is_query, is_gallery, sequences, ids)
         if ids is None:
             ids = torch.arange(len(labels), device=labels.device)
         else:  # in the order of the data set, in which equal distances rank
             ids, order = ids.sort()
             embeddings, labels, is_query, is_gallery = (x[order] for x in (embeddings, labels, is_query, is_gallery))
             sequences = None if sequences is None else sequences[order]
-        _check_finite(embeddings, (is_query != 0) | (is_gallery != 0), ids)
+        check_finite(embeddings, (is_query != 0) | (is_gallery != 0), ids)
         queries, galleries = is_query.nonzero().squeeze(1), is_gallery.nonzero().squeeze(1)
         for name, rows in (("query", queries), ("gallery", galleries)):
             if len(rows) == 0:
                 raise ValueError(f"RetrievalResults needs at least one {name}, none of the {len(labels)} items is one.")
         if on_missing != "keep":
-            n_relevant = _count_relevant(
+            n_relevant = count_relevant(
                 is_gallery[queries],
                 labels[queries],
                 labels[galleries],
@@ -335,10 +316,10 @@ class RetrievalResults:
         """
         if not parts:
             raise ValueError("RetrievalResults.merge needs one part or more, got none.")
-        if _all_equal(parts, "gallery_ids", "gallery_labels", "gallery_sequences"):
-            merged = cls._merge_queries(parts, top_k)
-        elif _all_equal(parts, "query_ids", "query_labels", "query_sequences"):
-            merged = cls._merge_galleries(parts, top_k)
+        if all_equal(parts, "gallery_ids", "gallery_labels", "gallery_sequences"):
+            merged = cls(*of_all_queries(parts, top_k))
+        elif all_equal(parts, "query_ids", "query_labels", "query_sequences"):
+            merged = cls(*of_all_galleries(parts, top_k))
         else:
             raise ValueError(
                 "RetrievalResults can be merged if they were searched in the same gallery, or for the same queries, "
@@ -348,53 +329,6 @@ class RetrievalResults:
             return merged
         rows = rows_to_evaluate(merged.n_relevant, on_missing, ids=merged.query_ids, labels=merged.query_labels)
         return merged if len(rows) == len(merged) else merged.of_queries(rows)
-
-    @classmethod
-    def _merge_queries(cls, parts: Sequence["RetrievalResults"], top_k: int | None) -> "RetrievalResults":
-        first = parts[0]
-        widths = {part.retrieved_ids.shape[1] for part in parts}
-        if len(widths) > 1 or (top_k is not None and min(widths) < min(top_k, len(first.gallery_ids))):
-            raise ValueError(
-                "RetrievalResults can be merged only if they were searched with the same top_k, and no more is asked "
-                f"for, got {sorted(widths)} ranks and top_k={top_k}."
-            )
-        query_ids, order = torch.cat([part.query_ids for part in parts]).sort()
-        _check_no_twins("queries", query_ids)
-        return cls(
-            query_ids,
-            torch.cat([part.query_labels for part in parts])[order],
-            first.gallery_ids,
-            first.gallery_labels,
-            torch.cat([part.retrieved_ids[:, :top_k] for part in parts])[order],
-            torch.cat([part.distances[:, :top_k] for part in parts])[order],
-            _cat([part.query_sequences for part in parts], order),
-            first.gallery_sequences,
-        )
-
-    @classmethod
-    def _merge_galleries(cls, parts: Sequence["RetrievalResults"], top_k: int | None) -> "RetrievalResults":
-        first = parts[0]
-        gallery_ids, order = torch.cat([part.gallery_ids for part in parts]).sort()
-        _check_no_twins("galleries", gallery_ids)
-        widths = [part.retrieved_ids.shape[1] for part in parts]
-        unlisted = [width for width, part in zip(widths, parts, strict=True) if width < len(part.gallery_ids)]
-        n_sure = min([len(gallery_ids), *unlisted])
-        if top_k is not None and n_sure < min(top_k, len(gallery_ids)):
-            raise ValueError(f"RetrievalResults to merge hold {n_sure} sure ranks, top_k={top_k} were asked for.")
-        retrieved_ids, by_id = torch.cat([part.retrieved_ids for part in parts], dim=1).sort(dim=1)
-        distances = torch.cat([part.distances for part in parts], dim=1).gather(1, by_id)
-        distances, by_distance = distances.sort(dim=1, stable=True)
-        n_kept = n_sure if top_k is None else min(top_k, n_sure)
-        return cls(
-            first.query_ids,
-            first.query_labels,
-            gallery_ids,
-            torch.cat([part.gallery_labels for part in parts])[order],
-            retrieved_ids.gather(1, by_distance)[:, :n_kept],
-            distances[:, :n_kept],
-            first.query_sequences,
-            _cat([part.gallery_sequences for part in parts], order),
-        )
 
     def of_queries(self, rows: Int[Tensor, " kept"]) -> "RetrievalResults":
         """What some of the queries found, by their row in the results.
@@ -545,39 +479,6 @@ class RetrievalResults:
         return f"RetrievalResults({sizes})"
 
 
-def check_roles(owner: str, name: str, roles: Tensor) -> None:
-    """Whether items are queries, or galleries: True or False, or 1 or 0.
-
-    Raises:
-        ValueError: something else is among them.
-
-    Example:
-        >>> check_roles("RetrievalResults", "is_query", torch.tensor([True, False]))
-    """
-    if roles.dtype != torch.bool and len(bad := ((roles != 0) & (roles != 1)).nonzero().squeeze(1)):
-        raise ValueError(
-            f"{owner} needs True or False, or 1 or 0, in {name!r}, got {roles[bad[0]].item()} and the like for "
-            f"{len(bad)} of {len(roles)} items, such as {bad[:3].tolist()}."
-        )
-
-
-def _is_integer(numbers: Tensor) -> bool:
-    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
-
-
-def _check_finite(embeddings: Tensor, is_used: Bool[Tensor, " item"], ids: Int[Tensor, " item"]) -> None:
-    """The search would name rows among the queries or the galleries."""
-    if embeddings.numel() == 0 or torch.stack(embeddings.aminmax()).isfinite().all():
-        return
-    finite = torch.cat([part.isfinite().flatten(1).all(dim=1) for part in embeddings.split(1024)])
-    if len(bad := ids[~finite & is_used]):
-        raise ValueError(
-            f"RetrievalResults needs finite embeddings, got NaN or infinite numbers in {len(bad)} of "
-            f"{int(is_used.sum())} items, such as {bad[:5].tolist()}, as they are numbered in the data set. "
-            "Look at the model or at the inputs of these items."
-        )
-
-
 def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
     """The rows ``ids``, which ascend; not copied if these are all the rows."""
     return embeddings if len(ids) == len(embeddings) else embeddings[ids]
@@ -586,52 +487,3 @@ def _take(embeddings: Tensor, ids: Tensor) -> Tensor:
 def _numbers(ids: Tensor, sequences: Tensor | None, size: int) -> Tensor:
     """One for all items of a sequence, one of its own for each other."""
     return ids if sequences is None else torch.where(sequences < 0, ids, size + sequences)
-
-
-def _all_equal(parts: Sequence[RetrievalResults], *names: str) -> bool:
-    for name in names:
-        first, *others = (getattr(part, name) for part in parts)
-        if not all(
-            first is other or (first is not None and other is not None and torch.equal(first, other))
-            for other in others
-        ):
-            return False
-    return True
-
-
-def _check_no_twins(of: str, ids: Int[Tensor, " sorted"]) -> None:
-    if len(twice := ids[1:][ids[1:] == ids[:-1]]):
-        raise ValueError(f"RetrievalResults to merge hold {len(twice)} {of} twice, such as {twice[:3].tolist()}.")
-
-
-def _cat(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
-    given = [part for part in parts if part is not None]
-    if len(given) not in (0, len(parts)):
-        raise ValueError("RetrievalResults can be merged if all or none have sequences.")
-    return torch.cat(given)[order] if given else None
-
-
-def _count_relevant(
-    is_gallery: Bool[Tensor, " query"],
-    query_labels: Tensor,
-    gallery_labels: Tensor,
-    query_sequences: Tensor | None,
-    gallery_sequences: Tensor | None,
-) -> Tensor:
-    """For each query the galleries of its label, less itself, if it is one, and those of its sequence."""
-    found = _count(query_labels, gallery_labels)
-    if query_sequences is None or gallery_sequences is None:
-        return found - is_gallery.long()
-    values, labels = torch.cat([query_labels, gallery_labels]).unique(return_inverse=True)
-    pairs = (torch.cat([query_sequences, gallery_sequences]).long() + 1) * len(values) + labels
-    own = _count(pairs[: len(query_labels)], pairs[len(query_labels) :])
-    return found - torch.where(query_sequences < 0, is_gallery.long(), own)
-
-
-def _count(wanted: Tensor, among: Tensor) -> Tensor:
-    """How often each of ``wanted`` occurs in ``among``."""
-    values, counts = among.unique(return_counts=True)
-    if len(values) == 0:
-        return torch.zeros_like(wanted)
-    place = torch.searchsorted(values, wanted.contiguous()).clamp(max=len(values) - 1)
-    return torch.where(values[place] == wanted, counts[place], 0)
