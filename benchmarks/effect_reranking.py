@@ -178,7 +178,7 @@ def of_glyphs(run: Path, other_run: Path | None, steps: int, case: dict[str, Any
         second = searched(extract_embeddings(other, validation, 128), labels)
         table.add("second extractor alone", lambda: second)
         table.add("fusion of two extractors", lambda: fuse([before, second], "distance"), way="distance")
-        table.add("fusion of two extractors", lambda: fuse([before, second]), way="reciprocal_rank")
+        table.add("fusion of two extractors", lambda: fuse([before, second], "reciprocal_rank"), way="reciprocal_rank")
 
 
 def of_digits(case: dict[str, Any]) -> None:
