@@ -130,6 +130,31 @@ class Accumulator:
         merged.collected_samples = merged.num_samples = len(merged.storage[self.keys_to_accumulate[0]])
         return merged
 
+    def once_each(self, index_key: str) -> "Accumulator":
+        """The items in the order of their indices, each once; itself if that is how they are.
+
+        Example:
+            >>> accumulator = Accumulator(["idx"])
+            >>> accumulator.refresh(num_samples=3)
+            >>> accumulator.update_data({"idx": [1, 0, 1]})
+            >>> accumulator.once_each("idx").storage["idx"]
+            [0, 1]
+        """
+        index, order = torch.as_tensor(self.storage[index_key]).sort(stable=True)
+        rows = order[torch.cat([torch.ones_like(index[:1], dtype=torch.bool), index[1:] != index[:-1]])]
+        if torch.equal(rows, torch.arange(self.collected_samples)):
+            return self
+        once = Accumulator(self.keys_to_accumulate)
+        once.refresh(len(rows))
+        taken = rows.tolist()
+        once.update_data(
+            {
+                key: [values[i] for i in taken] if isinstance(values, list) else values[rows.numpy()]
+                for key, values in self.storage.items()
+            }
+        )
+        return once
+
     def _check_full(self) -> None:
         if not self.is_storage_full():
             raise ValueError(

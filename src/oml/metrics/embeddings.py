@@ -1,8 +1,8 @@
 """Retrieval metrics of an epoch's embeddings, overall and by category, with pictures of the mistakes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pprint import pformat
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,16 +16,9 @@ from oml.const import (
     IS_QUERY_KEY,
     LABELS_KEY,
     LOG_TOPK_IMAGES_PER_ROW,
-    LOG_TOPK_ROWS_PER_METRIC,
-    PATHS_KEY,
     SEQUENCE_KEY,
-    X1_KEY,
-    X2_KEY,
-    Y1_KEY,
-    Y2_KEY,
 )
 from oml.ddp.search import search_in_all_processes
-from oml.functional.distances import elementwise_dist
 from oml.functional.metrics import calc_distance_matrix, reduce_metrics
 from oml.functional.nothing_to_find import rows_to_evaluate
 from oml.functional.ranking import Hits
@@ -34,20 +27,19 @@ from oml.functional.search import Neighbours, exact_search
 from oml.functional.statistics import Interval, bootstrap_intervals
 from oml.functional.topology import pcf
 from oml.functional.verification import verification_metrics
-from oml.interfaces.metrics import IMetricDDP, IMetricVisualisable
+from oml.interfaces.metrics import IMetricDDP
 from oml.interfaces.retrieval import IDistancesPostprocessor
+from oml.metrics._checks import as_tensor, check_arguments, check_numbers
+from oml.metrics._pairs import Pairs
+from oml.metrics._pictures import NOT_BY_QUERY, DrawnMetrics
 from oml.metrics.accumulation import Accumulator
 from oml.metrics.categories import positions_by_category
 from oml.metrics.comparison import MetricChange, compare_values
 from oml.metrics.per_query import Cut, OfReturned, ranking_metrics
 from oml.metrics.reranking import rerank, rerank_in_all_processes
 from oml.retrieval import RetrievalResults
-from oml.retrieval._checks import check_roles
 from oml.retrieval.postprocessors.base import Postprocessor
 from oml.utils.user_warning import warn_user
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: a k or "r"; a false match rate, or a share of variance; or what is told of all that was returned
 Key = Cut | float | OfReturned
@@ -55,22 +47,7 @@ Key = Cut | float | OfReturned
 TMetricsDict_ByLabels = dict[str | int, dict[str, dict[Key, Tensor]]]
 
 _LONGEST_LIST = 100  # of retrieved galleries; for k beyond it the places of the relevant ones are counted instead
-_NOT_BY_QUERY = ("fnmr@fmr", "pcf")
 _NO_MERIT = ("number",)  # of which more is neither better nor worse
-_BOX_KEYS = (X1_KEY, Y1_KEY, X2_KEY, Y2_KEY)
-
-
-class _Pairs(NamedTuple):
-    queries: Tensor
-    galleries: Tensor
-    query_labels: Tensor
-    gallery_labels: Tensor
-    query_items: Tensor
-    gallery_items: Tensor
-
-    @property
-    def same_item(self) -> Tensor:
-        return self.query_items[:, None] == self.gallery_items
 
 
 def validate_dataset(
@@ -87,7 +64,7 @@ def validate_dataset(
     rows_to_evaluate((mask_gt if mask_to_ignore is None else mask_gt & ~mask_to_ignore).sum(dim=1))
 
 
-class EmbeddingMetrics(IMetricVisualisable):
+class EmbeddingMetrics(DrawnMetrics):
     """cmc, precision and map over the queries, fnmr@fmr over all pairs, and pcf over all embeddings.
 
     An item that is query and gallery never retrieves itself, and is no pair with itself. Distances are L2. ``k`` beyond
@@ -181,43 +158,17 @@ class EmbeddingMetrics(IMetricVisualisable):
             "ndcg": ndcg_top_k,
             "mrr": mrr_top_k,
         }
-        names = {
-            "extra_keys": extra_keys,
-            "metrics_to_exclude_from_visualization": metrics_to_exclude_from_visualization,
-        }
-        for name, values in names.items():
-            if isinstance(values, str):
-                raise ValueError(
-                    f"EmbeddingMetrics needs a sequence of names in {name}, got the text {values!r}: give [{values!r}]."
-                )
-        sequences = {f"{name}_top_k": values for name, values in top_k.items()}
-        sequences |= {"fmr_vals": fmr_vals, "pfc_variance": pfc_variance, "extra_keys": extra_keys}
-        for name, values in sequences.items():
-            if not isinstance(values, Sequence):
-                raise TypeError(f"EmbeddingMetrics needs a list or tuple as {name}, got {values!r}.")
-        if not (fmr_vals or returned_metrics or any(top_k.values())):
-            raise ValueError("EmbeddingMetrics needs at least one of cmc_top_k, precision_top_k, map_top_k, fmr_vals.")
-        for name, values in top_k.items():
-            by_r, or_r = (("r",), " or 'r'") if name in ("precision", "map") else ((), "")
-            if bad := [k for k in values if k not in by_r and (isinstance(k, bool) or not isinstance(k, int) or k < 1)]:
-                raise ValueError(f"EmbeddingMetrics needs whole numbers of 1 or more{or_r} in {name}_top_k, got {bad}.")
-        for name, values in (("fmr_vals", fmr_vals), ("pfc_variance", pfc_variance)):
-            if bad := [share for share in values if not 0 <= share <= 1]:
-                raise ValueError(f"EmbeddingMetrics needs shares between 0 and 1 in {name}, got {bad}.")
-        if map_divide_by not in ("found", "min(k, n)", "n"):
-            raise ValueError(f"EmbeddingMetrics divides map by 'found', 'min(k, n)' or 'n', got {map_divide_by!r}.")
-        if on_missing not in ("raise", "ignore"):
-            raise ValueError(f"EmbeddingMetrics: on_missing is 'raise' or 'ignore', got {on_missing!r}.")
-        if not isinstance(postprocessor, Postprocessor | IDistancesPostprocessor | None):
-            raise TypeError(
-                "EmbeddingMetrics needs a Postprocessor, of oml.retrieval.postprocessors.base, or None as "
-                f"postprocessor, got {type(postprocessor).__name__}."
-            )
-        lacking = [key for key in _BOX_KEYS if key not in extra_keys]
-        if 0 < len(lacking) < len(_BOX_KEYS):
-            raise ValueError(
-                f"EmbeddingMetrics needs all four sides of boxes among its extra_keys or none, it lacks {lacking}."
-            )
+        check_arguments(
+            top_k,
+            fmr_vals,
+            pfc_variance,
+            extra_keys,
+            metrics_to_exclude_from_visualization,
+            postprocessor,
+            returned_metrics=returned_metrics,
+            map_divide_by=map_divide_by,
+            on_missing=on_missing,
+        )
         self.embeddings_key = embeddings_key
         self.labels_key = labels_key
         self.is_query_key = is_query_key
@@ -228,7 +179,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         self.pfc_variance = tuple(pfc_variance)
         self.categories_key = categories_key
         self.postprocessor = postprocessor
-        self.not_to_draw = {*_NOT_BY_QUERY, *_NO_MERIT, *metrics_to_exclude_from_visualization}
+        self.not_to_draw = {*NOT_BY_QUERY, *_NO_MERIT, *metrics_to_exclude_from_visualization}
         self.return_only_main_category = return_only_main_category
         self.visualize_only_main_category = visualize_only_main_category
         self.verbose = verbose
@@ -268,7 +219,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         roles = (self.is_query_key, self.is_gallery_key)
         for key in (self.labels_key, self.sequence_key, self.index_key, *roles):
             if key in data_dict:  # others are missed by the accumulator
-                _check_numbers(key, _as_tensor(key, data_dict[key]), is_role=key in roles)
+                check_numbers(key, as_tensor(key, data_dict[key]), is_role=key in roles)
         if self.sequence_key is None and SEQUENCE_KEY in data_dict and not self._has_told_of_sequences:
             self._has_told_of_sequences = True
             warn_user(
@@ -309,7 +260,7 @@ class EmbeddingMetrics(IMetricVisualisable):
                 f"{self.acc.collected_samples} came."
             )
         if self.index_key is not None:
-            self.acc = _once_each(self.acc, self.index_key)
+            self.acc = self.acc.once_each(self.index_key)
         embeddings = self._stored(self.embeddings_key)
         is_query = self._stored(self.is_query_key).bool()
         widest = self._widest(is_query)
@@ -361,7 +312,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         labels = self._computed().query_labels
         intervals: dict[str | int, dict[str, dict[Key, Interval]]] = {}
         for category, by_metric in self.metrics_unreduced.items():
-            by_query = {name: by_k for name, by_k in by_metric.items() if name not in _NOT_BY_QUERY}
+            by_query = {name: by_k for name, by_k in by_metric.items() if name not in NOT_BY_QUERY}
             if not by_query:
                 intervals[category] = {}
                 continue
@@ -431,14 +382,9 @@ class EmbeddingMetrics(IMetricVisualisable):
         return (pairs.query_labels[:, None] == pairs.gallery_labels) & ~pairs.same_item
 
     def _stored(self, key: str) -> Tensor:
-        return _as_tensor(key, self.acc.storage[key])
+        return as_tensor(key, self.acc.storage[key])
 
-    def _computed(self) -> RetrievalResults:
-        if self.results is None:
-            raise ValueError("EmbeddingMetrics needs compute_metrics() before it can tell or draw anything.")
-        return self.results
-
-    def _all_pairs(self, rows: Tensor | None = None) -> "_Pairs":
+    def _all_pairs(self, rows: Tensor | None = None) -> Pairs:
         """What functions of all pairs of a query (of some rows) and a gallery take."""
         results, embeddings = self._computed(), self._stored(self.embeddings_key)
         # the same object twice, if it can be: a product then serves both of its items
@@ -449,7 +395,7 @@ class EmbeddingMetrics(IMetricVisualisable):
         query_labels, (query_items, gallery_items) = results.query_labels, results.query_and_gallery_items()
         if rows is not None:
             queries, query_labels, query_items = queries[rows], query_labels[rows], query_items[rows]
-        return _Pairs(queries, galleries, query_labels, results.gallery_labels, query_items, gallery_items)
+        return Pairs(queries, galleries, query_labels, results.gallery_labels, query_items, gallery_items)
 
     @property
     def _top_n(self) -> int:
@@ -530,160 +476,17 @@ class EmbeddingMetrics(IMetricVisualisable):
             search=search,
         )
 
-    def ready_to_visualize(self) -> bool:
-        """Whether ``"paths"`` is among ``extra_keys``."""
-        return PATHS_KEY in self.extra_keys
-
-    def visualize(self) -> tuple[list["Figure"], list[str]]:
-        """For each metric a picture of its worst queries, and a title for each."""
-        self._checked_to_draw()
-        names = [name for name, path in self._names() if not self.not_to_draw.intersection(path)]
-        if self.visualize_only_main_category:
-            names = [name for name in names if name.startswith(f"{self.overall_categories_key}/")]
-        figures = [
-            self.get_plot_for_worst_queries(name, LOG_TOPK_ROWS_PER_METRIC, LOG_TOPK_IMAGES_PER_ROW) for name in names
-        ]
-        titles = [f"top {LOG_TOPK_ROWS_PER_METRIC} worst by {name.replace('/', '_')}" for name in names]
-        return figures, titles
-
-    def get_worst_queries_ids(self, metric_name: str, n_queries: int) -> list[int]:
-        """Which queries have the smallest values of a metric, by their row in ``results``.
-
-        That is their position among the queries that were evaluated: with ``on_missing="ignore"``, those that have
-        something to find. ``results.query_ids[row]`` is the item.
-
-        Args:
-            metric_name: such as ``OVERALL/map/5`` or ``<category>/cmc/1``.
-            n_queries: how many at most.
-
-        Raises:
-            ValueError: if there is no such metric, it has no value per query, or ``n_queries`` is negative.
-        """
-        if n_queries < 0:
-            raise ValueError(f"EmbeddingMetrics names 0 or more of the worst queries, got n_queries={n_queries}.")
-        by_name = dict(self._names())
-        if metric_name not in by_name:
-            raise ValueError(f"No metric is called {metric_name!r}; there are {', '.join(by_name) or 'none yet'}.")
-        category, metric, k = by_name[metric_name]
-        if metric in _NOT_BY_QUERY:
-            raise ValueError(f"{metric_name!r} has no value per query.")
-        order = self.metrics_unreduced[category][metric][k].argsort(stable=True)
-        return self.query_rows[category][order[:n_queries]].tolist()
-
-    def get_plot_for_worst_queries(
-        self, metric_name: str, n_queries: int, n_instances: int, verbose: bool = False
-    ) -> "Figure":
-        """Picture of the queries with the smallest values of a metric, see :meth:`get_plot_for_queries`."""
-        return self.get_plot_for_queries(self.get_worst_queries_ids(metric_name, n_queries), n_instances, verbose)
-
-    def get_plot_for_queries(self, query_ids: Sequence[int], n_instances: int, verbose: bool = False) -> "Figure":
-        """A row of images per query: the query, its ``n_instances`` nearest galleries, what it should have found.
-
-        Args:
-            query_ids: rows in ``results``: positions among the queries that were evaluated, in the order of the data;
-                with ``on_missing="ignore"``, those that have something to find.
-            n_instances: how many of the retrieved items to draw.
-            verbose: print the path of each query.
-        """
-        results, rows = self._checked_to_draw(), list(query_ids)
-        if bad := [row for row in query_ids if not 0 <= row < len(results)]:
-            raise ValueError(f"EmbeddingMetrics has {len(results)} queries, there is no query {bad[:3]}.")
-        if n_instances > results.retrieved_ids.shape[1]:  # here alone: one process draws
-            by_query = self.postprocessor is None or getattr(self.postprocessor, "is_by_query", False)
-            chosen = results.query_ids[rows].unique() if by_query else results.query_ids
-            is_query = torch.zeros(len(self.acc.storage[self.is_query_key]), dtype=torch.bool)
-            is_query[chosen] = True
-            rows = torch.searchsorted(chosen, results.query_ids[rows]).tolist()
-            results = self._search(is_query, n_instances, exact_search)
-            if self.postprocessor is not None:
-                results = self._reranked(results, rerank)
-        paths = [str(path) for path in self.acc.storage[PATHS_KEY]]
-        if verbose:
-            for query, row in zip(query_ids, rows, strict=True):
-                print(f"query {query}: {paths[results.query_ids[row]]}")  # noqa: T201 (asked for by the argument)
-        return results.visualize(paths, rows, n_instances, boxes=self._boxes())
-
-    def get_plot_for_distances(self, n_pairs: int = 100_000, seed: int = 0) -> "Figure":
-        """Histograms of the distances of right and of wrong pairs, of up to ``n_pairs`` each, drawn at random.
-
-        Args:
-            n_pairs: how many pairs to draw of those of one label, and of all.
-            seed: of the draws.
-        """
-        from oml.retrieval.figures import draw_distances
-
-        pairs = self._all_pairs()
-        labels, order = pairs.gallery_labels.sort()
-        first = torch.searchsorted(labels, pairs.query_labels)
-        n_equal = torch.searchsorted(labels, pairs.query_labels, right=True) - first
-        generator = torch.Generator().manual_seed(seed)
-        distances = []
-        for equal, counts in ((True, n_equal), (False, torch.full_like(n_equal, len(labels)))):
-            ends = counts.cumsum(0)
-            n_all = int(ends[-1])
-            drawn = torch.arange(n_all) if n_all <= n_pairs else torch.randint(n_all, (n_pairs,), generator=generator)
-            query = torch.searchsorted(ends, drawn, right=True)
-            gallery = drawn - ends[query] + counts[query]
-            gallery = order[first[query] + gallery] if equal else gallery
-            right = pairs.query_labels[query] == pairs.gallery_labels[gallery]
-            kept = (right == equal) & (pairs.query_items[query] != pairs.gallery_items[gallery])
-            distances.append(elementwise_dist(pairs.queries[query[kept]], pairs.galleries[gallery[kept]]))
-        return draw_distances(*distances)
-
-    def _checked_to_draw(self) -> RetrievalResults:
-        results = self._computed()
-        if not self.ready_to_visualize():
-            raise ValueError(f"EmbeddingMetrics needs {PATHS_KEY!r} among its extra_keys to draw.")
-        return results
-
-    def _boxes(self) -> Tensor | None:
-        if not set(_BOX_KEYS) <= set(self.extra_keys):
-            return None
-        return torch.stack([self._stored(key) for key in _BOX_KEYS], dim=1)
-
-    def _names(self) -> Iterator[tuple[str, tuple[str | int, str, Key]]]:
-        """``OVERALL/map/5`` and its parts, for all metrics."""
-        for category, by_metric in self.metrics.items():
-            for metric, by_k in by_metric.items():
-                for k in by_k:
-                    yield f"{category}/{metric}/{k}", (category, metric, k)
-
-
-def _as_tensor(key: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"EmbeddingMetrics needs numbers in {key!r}, got {type(values).__name__} of {values[0]!r} and others. "
-            "Texts are numbered by pandas.factorize(texts)[0]."
-        ) from error
-
-
-def _check_numbers(key: str, numbers: Tensor, *, is_role: bool) -> None:
-    if numbers.ndim != 1:
-        raise ValueError(f"EmbeddingMetrics needs one number per item in {key!r}, got shape {tuple(numbers.shape)}.")
-    if is_role:
-        check_roles("EmbeddingMetrics", key, numbers)
-    elif numbers.is_floating_point() or numbers.dtype == torch.bool:
-        raise ValueError(f"EmbeddingMetrics needs whole numbers in {key!r}, got {numbers.dtype}.")
-
-
-def _once_each(acc: Accumulator, index_key: str) -> Accumulator:
-    """The items in the order of their indices, each once."""
-    index, order = torch.as_tensor(acc.storage[index_key]).sort(stable=True)
-    rows = order[torch.cat([torch.ones_like(index[:1], dtype=torch.bool), index[1:] != index[:-1]])]
-    if torch.equal(rows, torch.arange(acc.collected_samples)):
-        return acc
-    once = Accumulator(acc.keys_to_accumulate)
-    once.refresh(len(rows))
-    taken = rows.tolist()
-    once.update_data(
-        {
-            key: [values[i] for i in taken] if isinstance(values, list) else values[rows.numpy()]
-            for key, values in acc.storage.items()
-        }
-    )
-    return once
+    def _found_anew(self, rows: Sequence[int], n_ranks: int) -> tuple[RetrievalResults, list[int]]:
+        """By this process alone, as one draws."""
+        results, rows = self._computed(), list(rows)
+        by_query = self.postprocessor is None or getattr(self.postprocessor, "is_by_query", False)
+        chosen = results.query_ids[rows].unique() if by_query else results.query_ids
+        is_query = torch.zeros(len(self.acc.storage[self.is_query_key]), dtype=torch.bool)
+        is_query[chosen] = True
+        found = self._search(is_query, n_ranks, exact_search)
+        if self.postprocessor is not None:
+            found = self._reranked(found, rerank)
+        return found, torch.searchsorted(chosen, results.query_ids[rows]).tolist()
 
 
 class EmbeddingMetricsDDP(EmbeddingMetrics, IMetricDDP):
