@@ -1,5 +1,6 @@
 """``oml calibrate`` on the run of a tiny training."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def test_a_run_is_calibrated(oml: Oml, here: Path) -> None:
     assert code == 0, errors
     code, output, errors = oml("calibrate", "run", "--fmr", "0.2", "--fmr", "0", "--top-k", "4")
     assert code == 0, errors
-    assert output.endswith("run/calibration.json\nrun/reliability.png\n")
+    assert output.splitlines()[-4:-2] == ["run/calibration.json", "run/reliability.png"]
+    further = output.splitlines()[-1]
     calibration = Calibration.load("run/calibration.json")
     assert [each.fmr for each in calibration.thresholds] == [0.2, 0]
     assert calibration.fitted_on.top_k == 4
@@ -32,6 +34,9 @@ def test_a_run_is_calibrated(oml: Oml, here: Path) -> None:
         assert picture.width > 1000
 
     # search applies it
+    code, output, errors = oml(*shlex.split(further)[1:])
+    assert code == 0, errors
+    assert "returned/number" in output
     arguments = ("postprocessor.args.calibration=run/calibration.json", "postprocessor.args.min_probability=0.99")
     code, output, errors = oml("validate", "run", "--postprocessor", "calibrated_threshold", *arguments)
     assert code == 0, errors

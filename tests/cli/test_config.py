@@ -67,6 +67,7 @@ def test_show_what_is_missing_as_it_is(oml: Oml, here: Path) -> None:
 def test_what_a_config_is_for(name: str) -> None:
     data = f"{'data_dir' if 'predict' in name else 'dataset_root'}=nowhere"
     kinds = {"validate": "validation", "predict": "prediction", "postprocessor": "re-ranker training"}
+    kinds["reranker"] = kinds["postprocessor"]
     assert best_pipeline(compose(name, [data])).name == kinds.get(name.rpartition("_")[2], "training")
 
 
@@ -118,7 +119,7 @@ BAD_TABLE = "label,path,split,is_query,is_gallery\n0,nowhere.jpg,train,,\n"
         ("train syntax.yaml", "syntax.yaml, line 3, column 3: expected ',' or ']', but got ':'."),
         ("train tiny.yaml postfix=${name}", "postfix: ${name} does not resolve: Interpolation key 'name' not found"),
         ("train --recipe cubb", "there is no recipe 'cubb'; did you mean cub"),
-        ("train tniy.yaml", "neither a config file nor a recipe 'tniy.yaml'; did you mean tiny.yaml"),
+        ("train tniy.yaml", "neither a config file, a run nor a recipe 'tniy.yaml'; did you mean tiny.yaml"),
         ("train data", "the folder 'data' is not that of a run: it has no config.yaml."),
         ("train", "which config? Give a file or --recipe NAME. See oml train --help."),
         ("train seed=1", "which config?"),

@@ -29,7 +29,7 @@ def test_on_top_of_an_extractor(oml: Oml, here: Path) -> None:
     assert kept.metric_args == {"cmc_top_k": [1]}
     assert len(list(Path("first").glob("embeddings_*.safetensors"))) == 1
     assert " before " in output
-    assert output.splitlines()[-1] == "  oml validate EXTRACTOR_RUN --postprocessor second"
+    assert output.splitlines()[-1] == "  oml validate second"
 
     code, _, errors = oml("train-reranker", "--resume", "second", "max_epochs=2", "trainer.max_steps=3")
     assert code == 0, errors

@@ -1,6 +1,7 @@
 """``oml validate --postprocessor``: what re-ranks by its name, out of a file, or as a training left it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def test_a_run_a_file_and_a_name(oml: Oml, run: Path) -> None:
     assert set(changes("out0").values()) == {0}  # the distances of the extractor
     assert any(changes("out1").values())
     assert set(changes("out2").values()) == {0}  # its config has the identity
+
+
+def test_k_reciprocal_that_looks_too_far_is_told(oml: Oml, run: Path) -> None:
+    hint = "k_reciprocal looks at k1=20 neighbours, and half of the labels have "
+    _, output, _ = oml("validate", run, "--postprocessor", "k_reciprocal")
+    (found,) = re.findall(rf"{hint}(\d+) items or fewer.* Try k1=(\d+) and k2=(\d+)\.", output)
+    n_items, k1, k2 = found
+    assert n_items == k1
+    tried = f"postprocessor.args.k1={k1}", f"postprocessor.args.k2={k2}"
+    code, output, errors = oml("validate", run, "--postprocessor", "k_reciprocal", *tried)
+    assert code == 0, errors
+    assert "k_reciprocal looks" not in output
 
 
 def test_it_takes_the_place_of_another_in_a_recipe(oml: Oml, run: Path) -> None:

@@ -153,8 +153,9 @@ def test_every_interpolation_is_told(write: Write) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("glyfs", "there is neither a config file nor a recipe 'glyfs'; did you mean glyphs?"),
+        ("glyfs", "there is neither a config file, a run nor a recipe 'glyfs'; did you mean glyphs?"),
         ("zzz", "nor a recipe 'zzz'; the recipes are cars, "),
+        ("runs/fisrt", "nor a recipe 'runs/fisrt'; did you mean runs/first?"),
         ("trian.yaml", "nor a recipe 'trian.yaml'; did you mean train.yaml or"),
         ("table.csv", "'table.csv' is no config: the name of one ends with .yaml."),
         (".", "the folder '.' is not that of a run: it has no config.yaml."),
@@ -165,6 +166,8 @@ def test_what_is_no_config(name: str, expected: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("train.yaml").touch()
     Path("table.csv").touch()
+    Path("runs/first").mkdir(parents=True)
+    Path("runs/first/config.yaml").touch()
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
     (line,) = findings(name)
     assert expected in line

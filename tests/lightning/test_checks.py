@@ -31,6 +31,7 @@ from oml.lightning.pipelines.schema import (
 )
 from oml.registry.loggers import LOGGERS_REGISTRY
 from oml.registry.models import EXTRACTORS_REGISTRY
+from oml.retrieval.calibration import Calibration
 
 GONE = object()
 RESIZE = {"name": "norm_resize_torch", "args": {"im_size": 32}}
@@ -438,6 +439,13 @@ def test_what_is_read_is_filled_in_and_absolute(root: Path, monkeypatch: pytest.
     assert checked(config, TRAINING) == config  # again, as commands do
     with pytest.raises(ConfigAttributeError):
         config.max_epoch  # noqa: B018 (must raise)
+
+    known = Calibration.fit(torch.rand(2), torch.tensor([True, False]))
+    known.save("calibration.json")
+    threshold = {"name": "calibrated_threshold", "args": {"calibration": "calibration.json"}}
+    chain = {"name": "chain", "args": {"postprocessors": [threshold]}}
+    config = checked(OmegaConf.create(config_of(VALIDATION, root, {"postprocessor": chain})), VALIDATION)
+    assert config.postprocessor.args.postprocessors[0].args.calibration == str(root.parent / "calibration.json")
 
 
 def test_a_logger_that_cannot_log_pictures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,7 @@ def test_search_drops_what_is_less_probable(
             calibration.probability(results.distances.double()) >= 0.5,
             CalibratedThresholding(given, min_probability=0.5),
         ),
+        (calibration.probability(results.distances.double()) >= 0.5, CalibratedThresholding(given)),
     ):
         found = postprocessor.rerank(results, {})
         kept = kept & (results.retrieved_ids >= 0)
@@ -347,8 +348,7 @@ WRONG = {
         "no threshold for the false match rate 0.1; it was fitted for none",
     ),
     "nan": (lambda: Calibration.fit(torch.rand(2), ONE).probability(torch.tensor([math.nan])), "got NaN for 1"),
-    "neither": (lambda: CalibratedThresholding(Calibration.fit(torch.rand(2), ONE)), "got none"),
-    "both": (lambda: CalibratedThresholding(Calibration.fit(torch.rand(2), ONE), 0.5, 0.1), "got both"),
+    "both": (lambda: CalibratedThresholding(Calibration.fit(torch.rand(2), ONE), 0.5, 0.1), "got both, 0.5 and 0.1"),
 }
 
 

@@ -1,5 +1,6 @@
 """``oml calibrate``."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -85,6 +86,10 @@ def calibrate(
         raise typer.BadParameter(f"cannot write to {str(out or 'runs')!r}: {reason}. Name another folder.") from error
     _tell(calibration)
     typer.echo(f"{file}\n{picture}")
+    if postprocessor is None:
+        words = ["oml", "validate", *(["--recipe"] if recipe else []), str(source), *overrides]
+        words += ["--postprocessor", "calibrated_threshold", f"postprocessor.args.calibration={file}"]
+        typer.echo(f"Try next:\n  {shlex.join([*words, f'postprocessor.args.fmr={calibration.thresholds[0].fmr:g}'])}")
 
 
 def _tell(calibration: "Calibration") -> None:
@@ -93,7 +98,7 @@ def _tell(calibration: "Calibration") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=1000, soft_wrap=True)  # lines are not broken, whatever the window
     table = Table(box=SIMPLE)
     for heading in ("FMR", "threshold", "probability", "FNMR", "95 % interval", "held out: FMR", "FNMR"):
         table.add_column(heading, justify="right")
@@ -110,8 +115,7 @@ def _tell(calibration: "Calibration") -> None:
         )
     console.print(table)
     console.print(
-        "Pairs nearer than the threshold match. FMR: share of wrong pairs that do; FNMR: of right ones that do not.",
-        soft_wrap=True,
+        "Pairs nearer than the threshold match. FMR: share of wrong pairs that do; FNMR: of right ones that do not."
     )
     quality, on = calibration.quality, calibration.fitted_on
     assert quality is not None, "results have labels"
@@ -120,14 +124,15 @@ def _tell(calibration: "Calibration") -> None:
         f"{on.top_k} results, {on.n_relevant / on.n_pairs:.1%} right.\n"
         f"Judged on {quality.n_pairs:,} pairs of {quality.n_labels:,} labels held out: ECE {quality.ece:.4f} (distance "
         f"scaled to 0 ... 1: {quality.ece_before:.4f}), Brier {quality.brier:.4f} ({quality.brier_before:.4f}), log "
-        f"loss {quality.log_loss:.4f}.",
-        soft_wrap=True,
+        f"loss {quality.log_loss:.4f}."
     )
     if few := [each for each in calibration.thresholds if each.fmr * each.n_wrong < _FEW]:
         console.print(
             f"A false match rate of {few[0].fmr:g} is {few[0].fmr * few[0].n_wrong:.1f} of {few[0].n_wrong:,} wrong "
-            f"pairs. With fewer than {_FEW}, its threshold is not to be relied on.",
-            soft_wrap=True,
+            f"pairs. With fewer than {_FEW}, its threshold is not to be relied on."
         )
+    if quality.brier > quality.brier_before:
+        hint = " Try --method platt, which needs fewer pairs." if calibration.method == "isotonic" else ""
+        console.print(f"For labels held out, probabilities are no better than the scaled distance.{hint}")
     if quality.n_labels < _FEW:
         console.print(f"With fewer than {_FEW} labels the intervals are too narrow.")

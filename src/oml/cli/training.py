@@ -222,8 +222,8 @@ def _show(report: "TrainingReport", command: str) -> None:
     run = _as_typed(report.run)
     typer.echo(f"\nIn {run}: {', '.join(str(path.relative_to(report.run)) for path in report.files.values())}")
     further = {
-        "train": f"  oml validate {run}\n  oml predict {run} data_dir=FOLDER",
-        "train-reranker": f"  oml validate EXTRACTOR_RUN --postprocessor {run}",
+        "train": f"  oml validate {run}\n  oml train-reranker {run}\n  oml predict {run} data_dir=FOLDER",
+        "train-reranker": f"  oml validate {run}",
     }
     typer.echo(f"Try next:\n{further[command]}")
 

@@ -151,9 +151,10 @@ def _find(source: str | Path) -> tuple[Path, str]:
             f"the folder {str(source)!r} is not that of a run: it has no config.yaml. Name a config file."
         )
     beside = [str(each) for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    beside += [str(each.parent) for each in path.parent.glob("*/config.yaml")]
     near = get_close_matches(str(source), [*recipe_names(), *beside])
     hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are {', '.join(recipe_names())}."
-    raise ConfigError(f"there is neither a config file nor a recipe {str(source)!r}; {hint}")
+    raise ConfigError(f"there is neither a config file, a run nor a recipe {str(source)!r}; {hint}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.retrieval.postprocessors.data import ROLES, searched
 
 from oml.functional.thresholding import n_before_jump
+from oml.metrics.embeddings import EmbeddingMetrics
 from oml.retrieval.postprocessors.base import Postprocessor
 from oml.retrieval.postprocessors.thresholding import AdaptiveThresholding, ConstantThresholding
 
@@ -75,7 +76,7 @@ def test_the_cut_of_a_query_depends_on_no_other(n_std: float, seed: int, row: in
     together = postprocessor.rerank(results, {})
     assert torch.equal(alone.retrieved_ids, together.retrieved_ids[row : row + 1])
     assert postprocessor.is_by_query
-    assert postprocessor.top_n is None
+    assert postprocessor.top_n == 20
     assert postprocessor.needed_keys == []
 
 
@@ -89,6 +90,25 @@ def test_only_some_are_cut() -> None:
 def test_bad_n_std_is_refused(n_std: float) -> None:
     with pytest.raises(ValueError, match=f"AdaptiveThresholding needs an n_std of 0 or more, got {n_std}"):
         AdaptiveThresholding(n_std)
+
+
+def test_rankings_too_short_to_be_cut_are_refused() -> None:
+    with pytest.raises(ValueError, match="AdaptiveThresholding needs a top_n of 3 or more, as fewer are never cut"):
+        AdaptiveThresholding(top_n=2)
+
+
+def test_metrics_find_enough_to_cut() -> None:
+    """With 5 results there are 4 jumps, none of which can be 2 standard deviations above their mean."""
+    labels = torch.arange(60) // 30
+    is_near = torch.arange(60) % 30 < 4
+    points = torch.where(is_near, 0.0, 10.0) + torch.arange(60) * 1e-3 + labels * 100
+    metric = EmbeddingMetrics(cmc_top_k=[1], map_top_k=[5], postprocessor=AdaptiveThresholding(), verbose=False)
+    metric.setup(60)
+    roles = {"is_query": is_near, "is_gallery": torch.ones(60, dtype=torch.bool)}
+    metric.update_data({"embeddings": points[:, None], "labels": labels, **roles})
+    returned = metric.compute_metrics()["OVERALL"]["returned"]
+    assert returned["number"] == 3
+    assert returned["precision"] == 1
 
 
 def test_bad_threshold_is_refused() -> None:

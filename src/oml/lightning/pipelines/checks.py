@@ -45,6 +45,7 @@ _OFFERED = {
     "scheduler": ["optimizer"],
 }
 _OFFERED_SCHEDULES = {"one_cycle": ["total_steps", "max_lr"], "cosine_annealing": ["T_max"]}
+_FILES = ("weights", "calibration")  # by which arguments of components name files
 _WRITABLE = ("run_dir", "save_dir", "embeddings_cache_dir")
 _TRANSFORMS = ("transforms_train", "transforms_val", "transforms_predict", "transforms_extraction")
 
@@ -187,7 +188,7 @@ class _Check:
         for name, field in self.pipeline.fields.items():
             if Path in get_args(field.type) and self.good.get(name) is not None:
                 self.config[name] = self.good[name] = _absolute(self.good[name])
-        _make_weights_absolute(self.config)
+        _make_files_absolute(self.config)
 
     def _check_machine_and_folders(self) -> None:
         good, problems = self.good, self.problems
@@ -319,14 +320,15 @@ def _absolute(path: str | Path) -> str:
     return to_absolute_path(str(Path(path).expanduser()))
 
 
-def _make_weights_absolute(value: Any) -> None:
-    """In configs of models; names of weights stay what they are."""
+def _make_files_absolute(value: Any) -> None:
+    """Of weights and calibrations, in configs of models and postprocessors; names of weights stay what they are."""
     if isinstance(value, dict):
-        weights = value.get("weights")
-        if isinstance(weights, str | Path) and weights not in ZOO and Path(_absolute(weights)).is_file():
-            value["weights"] = _absolute(weights)
+        for name in _FILES:
+            file = value.get(name)
+            if isinstance(file, str | Path) and file not in ZOO and Path(_absolute(file)).is_file():
+                value[name] = _absolute(file)
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _make_weights_absolute(each)
+        _make_files_absolute(each)
 
 
 def _with_args(config: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
@@ -35,6 +36,7 @@ from oml.registry.models import PAIRWISE_MODELS_REGISTRY, get_extractor_by_cfg
 from oml.registry.postprocessors import POSTPROCESSORS_REGISTRY
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.retrieval.postprocessors.base import Postprocessor
+from oml.retrieval.postprocessors.k_reciprocal import KReciprocalPostprocessor
 from oml.utils.misc import dictconfig_to_dict
 
 
@@ -91,6 +93,8 @@ def extractor_validation_pipeline(cfg: TCfg) -> tuple[pl.Trainer, list[dict[str,
     metrics = {each.name or "": each.metric for each in callbacks if isinstance(each.metric, EmbeddingMetrics)}
     if trainer.is_global_zero:
         print_metrics_table(joined_metrics_table(metrics))
+        if hint := _hint(postprocessor, metrics[""]):
+            print(hint)  # noqa: T201 (as the table)
         if config.get("run_dir"):
             write_metrics(config["run_dir"], metrics)
     return trainer, [dict(each) for each in logs]
@@ -115,6 +119,19 @@ def _networks(value: object) -> Iterator[nn.Module]:
     elif isinstance(value, list | tuple | Postprocessor | IDistancesPostprocessor):
         for part in value if isinstance(value, list | tuple) else vars(value).values():
             yield from _networks(part)
+
+
+def _hint(postprocessor: object, metric: EmbeddingMetrics) -> str:
+    """What to try if k-reciprocal re-ranking looks at more neighbours than labels have items."""
+    labels = torch.as_tensor(metric.acc.storage[metric.labels_key])
+    n_items = max(2, int(labels.unique(return_counts=True)[1].median()))
+    for each in getattr(postprocessor, "postprocessors", [postprocessor]):
+        if isinstance(each, KReciprocalPostprocessor) and each.k1 > n_items:
+            return (
+                f"k_reciprocal looks at k1={each.k1} neighbours, and half of the labels have {n_items} items or fewer, "
+                f"so that many of them are wrong. Try k1={n_items} and k2={max(1, round(n_items / 3))}."
+            )
+    return ""
 
 
 def _postprocessor(config: dict[str, Any] | None, precision: int | str) -> Any:

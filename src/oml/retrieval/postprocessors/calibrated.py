@@ -18,15 +18,15 @@ class CalibratedThresholding(Postprocessor):
 
     Args:
         calibration: the file that ``oml calibrate`` or :meth:`Calibration.save` wrote, or what that makes of it.
-        min_probability: keep what is at least as likely right.
-        fmr: or keep what is nearer than the threshold of this false match rate, one of those it was fitted for.
+        min_probability: keep what is at least as likely right; by default 0.5, unless ``fmr`` is given.
+        fmr: keep instead what is nearer than the threshold of this false match rate, one of those it was fitted for.
 
     Attributes:
         threshold: the distance below which results are kept.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not exactly one of ``min_probability`` and ``fmr`` is given, the former is outside [0, 1], or the
+        ValueError: both ``min_probability`` and ``fmr`` are given, the former is outside [0, 1], or the
             calibration has no threshold for the latter; or the file is another one.
 
     Example:
@@ -45,18 +45,17 @@ class CalibratedThresholding(Postprocessor):
         min_probability: float | int | None = None,
         fmr: float | int | None = None,
     ) -> None:
-        if (min_probability is None) == (fmr is None):
+        if min_probability is not None and fmr is not None:
             raise ValueError(
-                "CalibratedThresholding needs either min_probability or fmr, got "
-                f"{'none' if fmr is None else 'both'}. Give min_probability=0.5 to drop what is more likely wrong."
+                f"CalibratedThresholding needs either min_probability or fmr, got both, {min_probability} and {fmr}."
             )
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
         self.calibration = calibration
         self.threshold = (
-            calibration.threshold(min_probability)
-            if min_probability is not None
-            else calibration.threshold_at_fmr(fmr or 0).distance
+            calibration.threshold(0.5 if min_probability is None else min_probability)
+            if fmr is None
+            else calibration.threshold_at_fmr(fmr).distance
         )
 
     def rerank(self, results: RetrievalResults, data: Mapping[str, Any]) -> RetrievalResults:  # noqa: ARG002

@@ -17,7 +17,7 @@ class KReciprocalPostprocessor(Postprocessor):
 
     The new distance is ``(1 - lambda) * jaccard + lambda * d``, from 0 to 1, see
     :func:`oml.functional.k_reciprocal.k_reciprocal_rerank` for the formula. Nothing is to be trained. It helps if
-    labels have several items among queries and galleries; ``k1`` should be about as many or a few times as many. All
+    labels have several items among queries and galleries; ``k1`` should be about as many, and ``k2`` a third of it. All
     queries and galleries are neighbours of each other: a query's result depends on the other queries, and items that it
     is not to find, such as those of its sequence, count as neighbours but are not found.
 

@@ -58,9 +58,11 @@ class AdaptiveThresholding(Postprocessor):
 
     Args:
         n_std: 0 or more; the larger, the fewer rankings are cut.
+        top_n: as many results per query as whoever searches for it should find, 3 or more: among few, no jump is
+            uncommon. It takes what there is.
 
     Raises:
-        ValueError: if it is negative or not finite.
+        ValueError: if one is out of its range.
 
     Example:
         >>> everyone = torch.ones(5, dtype=torch.bool)
@@ -75,10 +77,13 @@ class AdaptiveThresholding(Postprocessor):
                 [ 3, -1, -1, -1]])
     """
 
-    def __init__(self, n_std: float | int = 2) -> None:
+    def __init__(self, n_std: float | int = 2, top_n: int = 20) -> None:
         if not 0 <= n_std < math.inf:
             raise ValueError(f"AdaptiveThresholding needs an n_std of 0 or more, got {n_std}.")
+        if top_n < 3:
+            raise ValueError(f"AdaptiveThresholding needs a top_n of 3 or more, as fewer are never cut; got {top_n}.")
         self.n_std = n_std
+        self.top_n = top_n
 
     def rerank(self, results: RetrievalResults, data: Mapping[str, Any]) -> RetrievalResults:  # noqa: ARG002
         """The results before their jumps. ``data`` does not count."""
