@@ -5,7 +5,7 @@ queries and galleries, and the learned re-ranker learns from the labels that the
 `CrossAttentionSiamese` around the frozen extractor, hard pairs, BCE. Its arguments were chosen on further labels of
 Glyphs. Fusion is of the same demo with another seed, if its run is given.
 Digits: the 64 pixels are the embeddings; 0 to 4 are for learning, a linear map, and 5 to 9 for the figures.
-The arguments of all other methods are the defaults of their packaged configs.
+The arguments of all other methods are the defaults of their packaged configs, but those that a line names.
 
 Prints a JSON line per method: cmc@1 and map@5 with intervals (95 %, whole labels drawn), the paired difference to what
 was before, with its interval and p-value, and seconds per 1,000 queries of re-ranking alone, the least of up to 5 runs.
@@ -45,14 +45,18 @@ from oml.registry.postprocessors import get_postprocessor
 from oml.registry.transforms import get_transforms_by_cfg
 from oml.retrieval import RetrievalResults
 from oml.retrieval.fusion import fuse
-from oml.retrieval.postprocessors.base import Postprocessor
 from oml.samplers.balance import BalanceSampler
 
 TOP_K = 100
 TOP_N = 5
 METRICS = ("cmc@1", "map@5")
 LAYERS = ["model.blocks.2", "model.blocks.4"]
-WITHOUT_TRAINING = ("k_reciprocal", "query_expansion", "database_augmentation")
+WITHOUT_TRAINING: list[tuple[str, dict[str, Any]]] = [
+    ("k_reciprocal", {}),
+    ("k_reciprocal", {"k1": 10, "k2": 3}),
+    ("query_expansion", {}),
+    ("database_augmentation", {}),
+]
 
 
 def searched(embeddings: Tensor, labels: Tensor) -> RetrievalResults:
@@ -135,8 +139,12 @@ class Table:
         print(json.dumps({**line, **self.circumstances}), flush=True)
         return after
 
-    def add_reranking(self, method: str, postprocessor: Postprocessor, data: dict[str, Any], **arguments: Any) -> None:
+    def add_reranking(self, method: str, postprocessor: Any, data: dict[str, Any], **arguments: Any) -> None:
         self.add(method, lambda: postprocessor.rerank(self.before, data), **arguments)
+
+    def add_without_training(self, data: dict[str, Any]) -> None:
+        for name, arguments in WITHOUT_TRAINING:
+            self.add_reranking(name, get_postprocessor(name, **arguments), data, **arguments)
 
 
 def rounded(values: Any) -> dict[str, float]:
@@ -162,13 +170,12 @@ def of_glyphs(run: Path, other_run: Path | None, steps: int, case: dict[str, Any
     before = table.before
     table.add("before", lambda: before)
     data = {EMBEDDINGS_KEY: embeddings, PATHS_KEY: [str(root / path) for path in df_val[PATHS_COLUMN]]}
-    for name in WITHOUT_TRAINING:
-        table.add_reranking(name, get_postprocessor(name), data)  # pyright: ignore[reportArgumentType]
+    table.add_without_training(data)
     start = time.perf_counter()
     model = learned_of_images(extractor, DatasetWithLabels(df_train, dataset_root=root, transform=transform), steps)
     seconds = round(time.perf_counter() - start)
     for top_n in (TOP_N, 10):
-        reranker: Any = get_postprocessor(
+        reranker = get_postprocessor(
             "pairwise_images", top_n=top_n, pairwise_model=model, transforms=transform, batch_size=256, verbose=False
         )
         more = {"top_n": top_n, "steps": steps, "seconds to learn": seconds}
@@ -190,9 +197,8 @@ def of_digits(case: dict[str, Any]) -> None:
     table = Table(searched(embeddings, labels), dataset="digits", queries=len(labels), labels=5, **case)
     table.add("before", lambda: table.before)
     data = {EMBEDDINGS_KEY: embeddings}
-    for name in WITHOUT_TRAINING:
-        table.add_reranking(name, get_postprocessor(name), data)  # pyright: ignore[reportArgumentType]
-    reranker: Any = get_postprocessor(
+    table.add_without_training(data)
+    reranker = get_postprocessor(
         "pairwise_embeddings", top_n=TOP_N, pairwise_model=model, num_workers=0, batch_size=1024
     )
     table.add_reranking("learned: LinearTrivialDistanceSiamese", reranker, data, top_n=TOP_N)
