@@ -111,6 +111,14 @@ def test_a_curve_is_monotone_to_the_last_bit(positions: list[float], seed: int) 
     assert found[-1] == values[-1].double()
 
 
+def test_rounding_does_not_lead_beyond_the_ends_of_a_line() -> None:
+    knots = Knots(double([-1.0, 1.0]), double([0.4, 0.1]))
+    assert 0.4 + (0.1 - 0.4) < 0.1  # what the whole way down comes to
+    at = double([1.0]).nextafter(double(-1.0))
+    assert (at + 1) / 2 == 1  # and it is the whole way, rounded
+    assert curve_at(knots, at).item() == 0.1
+
+
 def literal_platt_loss(slope: float, intercept: float, items: list[tuple[float, bool]]) -> float:
     n_true = sum(hit for _, hit in items)
     n_false = len(items) - n_true

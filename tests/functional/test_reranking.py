@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,17 @@ def test_rows_that_end_early() -> None:
     torch.testing.assert_close(
         new, torch.tensor([[0.0, 1.0, 1.00001], [7.0, torch.inf, torch.inf], [torch.inf, torch.inf, torch.inf]])
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_distance_leaves_the_range_of_its_dtype(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    distances = torch.tensor([[0.0, 0.25, 0.5, 1.0]]).to(dtype) * largest
+    ids, new = rerank_top(torch.arange(4)[None], distances, distances[:, 2:3] * 1.5)
+    assert ids.tolist() == [[0, 1, 2, 3]]
+    assert new.isfinite().all()
+    assert (new.diff() >= 0).all()
+    assert new[0, -1] == largest
 
 
 def test_no_rows() -> None:

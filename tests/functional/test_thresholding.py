@@ -62,7 +62,7 @@ def test_some_are_cut_and_some_not() -> None:
 
 
 @settings(deadline=None)
-@given(step=st.floats(1e-3, 10), start=st.floats(0, 100), n=st.integers(1, 40), n_std=st.integers(0, 3))
+@given(step=st.floats(1e-3, 10), start=st.floats(-400, 100), n=st.integers(1, 40), n_std=st.integers(0, 3))
 def test_equal_steps_are_not_cut_for_their_rounding(step: float, start: float, n: int, n_std: int) -> None:
     distances = (start + step * torch.arange(n, dtype=torch.float64)).float()[None]
     assert n_before_jump(distances, n_std).tolist() == [n]

@@ -131,7 +131,10 @@ def test_a_ranking_of_nearly_equal_distances_stays_as_it_is(method: Any) -> None
 def test_neither_the_order_of_rankings_nor_the_scale_of_weights_matters(
     top_ks: list[int], method: Any, scale: float, order: Any, seed: int
 ) -> None:
-    results = rankings(9, "shared", top_ks, 0, seed)
+    results = [
+        each.with_ranking(each.retrieved_ids, each.distances.double())  # in float32 few sums would tell
+        for each in rankings(9, "shared", top_ks, 0, seed)
+    ]
     weights = [0.1 + 0.3 * i for i in range(len(results))]
     numbers = list(range(len(results)))
     order.shuffle(numbers)
@@ -151,6 +154,33 @@ def test_a_heavy_ranking_prevails(method: Any) -> None:
     assert not torch.equal(one.retrieved_ids, other.retrieved_ids)
     assert torch.equal(fuse([one, other], method, weights=[1e4, 1]).retrieved_ids, one.retrieved_ids)
     assert torch.equal(fuse([one, other], method, weights=[1, 1e4]).retrieved_ids, other.retrieved_ids)
+
+
+def ranked(ids: list[int], distances: list[float]) -> RetrievalResults:
+    """Of one query in a gallery of five."""
+    query, gallery = torch.tensor([5]), torch.arange(5)
+    return RetrievalResults(query, query * 0, gallery, gallery * 0, torch.tensor([ids]), torch.tensor([distances]))
+
+
+def test_ranks_that_tell_equal_distances_apart_have_weights() -> None:
+    """Items 1 to 3 have one distance: 3 has the ranks 2 and 4, 2 has 3 and 2, 1 has 4 and 3."""
+    distances = [0.0, 0.5, 0.5, 0.5, 1.0]
+    one, other = ranked([0, 3, 2, 1, 4], distances), ranked([0, 2, 1, 3, 4], distances)
+    assert fuse([one, other]).retrieved_ids.tolist() == [[0, 2, 3, 1, 4]]  # 2.5 of 2, 3 of 3, 3.5 of 1
+    assert fuse([one, other], weights=[3, 1]).retrieved_ids.tolist() == [[0, 3, 2, 1, 4]]  # 2.75, 2.5, 3.75
+
+
+def test_items_that_a_short_ranking_lacks_come_after_the_ranks_of_the_widest() -> None:
+    """1 has the rank 2 and 6, being absent; 2 has 3 and 2: if absent items had the rank 3, they would tie."""
+    fused = fuse([ranked([0, 1, 2, 3, 4], [0.0, 0.5, 0.5, 0.75, 1.0]), ranked([0, 2], [0.0, 1.0])])
+    assert fused.retrieved_ids.tolist() == [[0, 2, 1, 3, 4]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_distance_is_negative(method: Any) -> None:
+    weights = [1, 3, 3, 3, 3]
+    assert sum(weight / 13 for weight in weights) > 1  # as all of it is taken off the distance
+    assert fuse([ranked([0, 1], [0.0, 1.0])] * 5, method, weights=weights).distances[0, 0] == 0
 
 
 def test_reciprocal_ranks_of_the_paper() -> None:

@@ -40,7 +40,7 @@ def rerank_top(
     if old.shape[1] == 0:
         return ids, top
     wide = torch.promote_types(old.dtype, torch.float32)
-    last = top.masked_fill(top.isinf(), -torch.inf).amax(dim=1, keepdim=True)
+    last = top[:, -1:]  # infinite only where there are no others
     start = torch.maximum((last.to(wide) + _STEP).to(last.dtype), _from_order(_to_order(last) + 1, last.dtype))
     new = (start.to(wide) + (old.to(wide) - old[:, :1].to(wide))).to(old.dtype)
     rises = torch.cat([torch.zeros_like(old[:, :1]), old[:, 1:] > old[:, :-1]], dim=1).long().cumsum(dim=1)
