@@ -58,7 +58,7 @@ class PairsOf:
     def _retrieved(self) -> Bool[Tensor, "query rank"]:
         """Which results are of these queries and galleries."""
         ids = self.results.retrieved_ids
-        return torch.isin(torch.arange(len(ids)), self.queries)[:, None] & torch.isin(
+        return torch.isin(torch.arange(len(ids), device=ids.device), self.queries)[:, None] & torch.isin(
             ids, self.results.gallery_ids[self.galleries]
         )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from oml.const import EMBEDDINGS_KEY
 from oml.functional.k_reciprocal import check_k_reciprocal, k_reciprocal_rerank
+from oml.retrieval.postprocessors._embeddings import embeddings_of, places_of
 from oml.retrieval.postprocessors.base import Postprocessor
 from oml.retrieval.results import RetrievalResults
 
@@ -76,16 +77,9 @@ class KReciprocalPostprocessor(Postprocessor):
             ValueError: if ``data`` has no embeddings (item, dim) of all items, or those of queries or galleries are not
                 finite.
         """
-        embeddings = torch.as_tensor(data[self.embeddings_key])
+        embeddings = embeddings_of(type(self).__name__, data, self.embeddings_key, results)
         ids = torch.cat([results.query_ids, results.gallery_ids]).unique()
-        n_items = int(ids.amax()) + 1 if len(ids) else 0
-        if embeddings.ndim != 2 or not embeddings.is_floating_point() or len(embeddings) < n_items:
-            raise ValueError(
-                f"KReciprocalPostprocessor needs embeddings (item, dim) of the whole data set, whose ids go to "
-                f"{n_items - 1}, got {tuple(embeddings.shape)} of {embeddings.dtype} in {self.embeddings_key!r}."
-            )
-        place = torch.full((n_items + 1,), -1, device=ids.device)  # among queries and galleries; the last one for -1
-        place[ids] = torch.arange(len(ids), device=ids.device)
+        place = places_of(ids, len(embeddings))  # among queries and galleries
         query_items, gallery_items = results.query_and_gallery_items()
 
         def there(numbers: Tensor) -> Tensor:

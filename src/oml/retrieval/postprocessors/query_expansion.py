@@ -12,6 +12,7 @@ from torch import Tensor
 from oml.const import EMBEDDINGS_KEY
 from oml.functional.query_expansion import expanded
 from oml.functional.search import exact_search
+from oml.retrieval.postprocessors._embeddings import embeddings_of, places_of
 from oml.retrieval.postprocessors.base import Postprocessor
 from oml.retrieval.results import RetrievalResults
 
@@ -47,14 +48,7 @@ class _SearchingAnew(Postprocessor):
             ValueError: if ``data`` has no embeddings (item, dim) of all items, or the results hold fewer ranks than
                 there are to be neighbours.
         """
-        name = type(self).__name__
-        embeddings = torch.as_tensor(data[self.embeddings_key])
-        n_items = 1 + max(int(ids.amax()) if len(ids) else -1 for ids in (results.query_ids, results.gallery_ids))
-        if embeddings.ndim != 2 or not embeddings.is_floating_point() or len(embeddings) < n_items:
-            raise ValueError(
-                f"{name} needs embeddings (item, dim) of the whole data set, whose ids go to {n_items - 1}, got "
-                f"{tuple(embeddings.shape)} of {embeddings.dtype} in {self.embeddings_key!r}."
-            )
+        embeddings = embeddings_of(type(self).__name__, data, self.embeddings_key, results)
         device = embeddings.device
         sides = [embeddings[ids.to(device)] for ids in (results.query_ids, results.gallery_ids)]
         items = [numbers.to(device) for numbers in results.query_and_gallery_items()]
@@ -74,10 +68,9 @@ class _SearchingAnew(Postprocessor):
                 f"{type(self).__name__} expands queries by their top {n} galleries, the results hold "
                 f"{results.retrieved_ids.shape[1]}: search with top_k={n} or more, or give a smaller n."
             )
-        ids = results.retrieved_ids[:, :n].to(galleries.device)
-        place = torch.full((int(results.gallery_ids.amax()) + 2,), -1, device=ids.device)  # the last one for -1
-        place[results.gallery_ids.to(ids.device)] = torch.arange(len(galleries), device=ids.device)
-        return expanded(queries, galleries, place[ids], self.alpha)
+        place = places_of(results.gallery_ids, int(results.gallery_ids.amax()) + 1)
+        ids = place[results.retrieved_ids[:, :n]].to(galleries.device)
+        return expanded(queries, galleries, ids, self.alpha)
 
 
 class QueryExpansionPostprocessor(_SearchingAnew):
