@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from oml.lightning.pipelines.validate import validation_config_of
 from oml.retrieval.calibration import Calibration
 
 Oml = Callable[..., tuple[int, str, str]]
@@ -48,6 +50,15 @@ def test_a_run_is_calibrated(oml: Oml, here: Path) -> None:
     assert code == 0, errors
     assert {path.name for path in Path("o").iterdir()} == {"calibration_reranked.json", "reliability_reranked.png"}
     assert Calibration.load("o/calibration_reranked.json").method == "platt"
+    assert "Try next" not in output  # there, the threshold would take the place of what re-ranks
+
+    config = validation_config_of("run")
+    config.postprocessor = {"name": "query_expansion", "args": {"n": 2}}
+    OmegaConf.save(config, "both.yaml")
+    code, output, errors = oml("calibrate", "both.yaml", "--out", "of_config")
+    assert code == 0, errors
+    assert "Try next" not in output
+    assert {path.name for path in Path("of_config").iterdir()} == {path.name for path in Path("o").iterdir()}
 
 
 def test_wrong_arguments_are_one_line(oml: Oml, here: Path) -> None:

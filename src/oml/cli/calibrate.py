@@ -49,8 +49,9 @@ def calibrate(
     Embeds the validation split as `oml validate` does and fits a curve from the distance of a query and one of its
     first results to the probability that it is right. It is judged on half of the labels, after fitting it to the
     others. Writes calibration.json, which the postprocessor `calibrated_threshold` takes, and the picture
-    reliability.png. With --postprocessor, distances are the re-ranked ones, and files calibration_reranked.json and
-    reliability_reranked.png. Overrides are as in `oml train --help`.
+    reliability.png. With --postprocessor, or of a run of `oml train-reranker`, distances are the re-ranked ones, and
+    files calibration_reranked.json and reliability_reranked.png: for a `calibrated_threshold` after it in a `chain`.
+    Overrides are as in `oml train --help`.
 
     Examples:
 
@@ -74,7 +75,7 @@ def calibrate(
 
     if not is_first_process():
         return
-    ending = "" if postprocessor is None else "_reranked"
+    ending = "_reranked" if (is_reranked := bool(config.get("postprocessor"))) else ""
     try:
         if out is None:
             out = Path(source) if is_run(source) else new_folder("runs", time.strftime("calibration-%Y-%m-%d_%H-%M-%S"))
@@ -86,7 +87,7 @@ def calibrate(
         raise typer.BadParameter(f"cannot write to {str(out or 'runs')!r}: {reason}. Name another folder.") from error
     _tell(calibration)
     typer.echo(f"{file}\n{picture}")
-    if postprocessor is None:
+    if not is_reranked:
         words = ["oml", "validate", *(["--recipe"] if recipe else []), str(source), *overrides]
         words += ["--postprocessor", "calibrated_threshold", f"postprocessor.args.calibration={file}"]
         typer.echo(f"Try next:\n  {shlex.join([*words, f'postprocessor.args.fmr={calibration.thresholds[0].fmr:g}'])}")
