@@ -59,13 +59,13 @@ def test_no_bit_depends_on_other_vectors(alpha: float, row: int, seed: int) -> N
     assert torch.equal(expanded(vectors, galleries, ids, alpha)[row : row + 1], alone)
 
 
-@given(seed=st.integers(0, 999), alpha=st.integers(0, 8))
+@given(seed=st.integers(0, 999), alpha=st.integers(0, 4))
 def test_vectors_of_length_1_stay_so_and_come_nearer_to_their_neighbour(seed: int, alpha: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x, g = torch.nn.functional.normalize(torch.randn(2, 1, 5, generator=generator), dim=2)
-    assume(float((x * g).sum()) > 0.1)
+    x, g = torch.nn.functional.normalize(torch.randn(2, 1, 5, generator=generator, dtype=torch.float64), dim=2)
+    assume(0.1 < float((x * g).sum()) < 0.999)  # so that its weight of 1e-4 or more tells
     new = expanded(x, g, torch.tensor([[0]]), alpha)
-    torch.testing.assert_close(new.norm(dim=1), torch.ones(1))
+    torch.testing.assert_close(new.norm(dim=1), torch.ones(1, dtype=torch.float64))
     assert float((new * g).sum()) > float((x * g).sum())
 
 

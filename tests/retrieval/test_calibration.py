@@ -36,10 +36,18 @@ def drawn(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def world() -> tuple[Tensor, Tensor, RetrievalResults]:
-    """Embeddings of 40 labels that overlap, sequences among them, some items queries and some galleries; all found."""
+    return world_of(grid=False)
+
+
+def world_of(grid: bool) -> tuple[Tensor, Tensor, RetrievalResults]:
+    """Embeddings of 40 labels that overlap, sequences among them, some items queries and some galleries; all found.
+
+    On a grid, right and wrong pairs have the same distances.
+    """
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(40, (160,), generator=generator)
     points = 0.3 * torch.randn(160, 3, generator=generator) + torch.randn(40, 3, generator=generator)[labels]
+    points = (2 * points).round() / 2 if grid else points
     roles = torch.rand(2, 160, generator=generator) < 0.8
     sequences = torch.where(torch.rand(160, generator=generator) < 0.3, labels * 2 + (torch.arange(160) % 2), -1)
     with pytest.warns(UserWarning, match="nothing to find"):
@@ -171,11 +179,10 @@ def test_distances_that_say_the_opposite_give_the_base_rate(method: Method) -> N
     assert found[0].item() == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize("by", ["embeddings", "retrieved"])
-def test_thresholds_hold_exactly_on_the_pairs_they_are_of(
-    by: str, world: tuple[Tensor, Tensor, RetrievalResults]
-) -> None:
-    points, sequences, results = world
+def test_thresholds_hold_exactly_on_the_pairs_they_are_of(by: str, grid: bool) -> None:
+    points, sequences, results = world_of(grid)
     embeddings = points if by == "embeddings" else None  # the whole gallery was retrieved: no difference
     calibration = Calibration.from_results(results, top_k=5, embeddings=embeddings, fmr_vals=FMRS, seed=1)
     pairs = literal_pairs(points, results, sequences)
@@ -361,7 +368,7 @@ def test_what_makes_no_sense_is_refused(wrong: str) -> None:
 
 def test_results_that_do_not_fit_are_refused(world: tuple[Tensor, Tensor, RetrievalResults]) -> None:
     points, _, results = world
-    for embeddings, message in ((points * 1.1, "distances differ"), (points[:5], "there are 5 for 160 items")):
+    for embeddings, message in ((points * 1.01, "distances differ"), (points[:5], "there are 5 for 160 items")):
         with pytest.raises(ValueError, match=f"the embeddings whose L2 distances are in the results, but {message}"):
             Calibration.from_results(results, embeddings=embeddings)
     with pytest.raises(ValueError, match="a top_k from 1 to"):

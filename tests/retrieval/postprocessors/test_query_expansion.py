@@ -49,7 +49,7 @@ def literal(kind: str, results: RetrievalResults, embeddings: Tensor, n: int, al
     return results.gallery_ids[order].masked_fill(distances.isinf(), -1), distances.float()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     kind=st.sampled_from(KINDS),
     n_items=st.integers(2, 10),
