@@ -54,7 +54,8 @@ def test_a_complete_config(extractor: dict, model: str, mock_root: Path, tmp_pat
         assert each["args"]["weights"] == str(tmp_path / "checkpoints/best.ckpt")
     assert config["transforms_train"] == (RESIZE if model == "cross_attention_siamese" else augmented)
     assert (config["seed"], config["batch_size_inference"], config["metric_for_checkpointing"]) == (3, 7, "loss")
-    assert config["sampler"] == {"name": "balance", "args": {"n_labels": 4, "n_instances": 4}}  # all that there are
+    n_instances = 2 if model == "cross_attention_siamese" else 4  # of all labels that there are
+    assert config["sampler"] == {"name": "balance", "args": {"n_labels": 4, "n_instances": n_instances}}
 
 
 def test_no_run(tmp_path: Path) -> None:
