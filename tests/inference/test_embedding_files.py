@@ -1,5 +1,7 @@
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from pandas import DataFrame
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tests.processes import run_processes
 from torch import Tensor
+from torch.multiprocessing import ProcessExitedException
 
 from oml.datasets.base import BaseDataset
 from oml.datasets.image_files import UnreadableImageError
@@ -339,6 +343,33 @@ def test_an_image_that_one_process_cannot_read_ends_all(broken: list[str], tmp_p
     out.mkdir()
     run_processes(_fail_everywhere, broken[:-1], out, folder=tmp_path, n=2)
     assert list(out.iterdir()) == []
+
+
+class Killed(Mean):
+    """Its process does not live to see the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+def _one_is_killed(rank: int, paths: list[str], out: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # with which the others are ended before they can say anything
+    dist.barrier()
+    with pytest.raises(RuntimeError) as caught:
+        write_embeddings(Killed() if rank else Mean(), ListDataset(paths), out / "e.safetensors", 2)
+    (out.parent / "said").write_text(str(caught.value))
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others(broken: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_processes(_one_is_killed, broken[2:-1], out, folder=tmp_path, n=2)
+    assert "onnection" in (tmp_path / "said").read_text()
+    assert all(path.name.startswith(".") for path in out.iterdir())
 
 
 _KILLED = """
