@@ -177,7 +177,7 @@ def euclidean_pairs(x1: Float[Tensor, "row dim"], x2: Float[Tensor, "column dim"
     wide = x1.dtype == torch.float64 or (x2 is not None and x2.dtype == torch.float64)
     narrow = None if wide or not _products_are_exact(x1.device) else _by_products(x1, x2, torch.float32)
     pairs = narrow or _by_products(x1, x2, torch.float64)
-    assert pairs is not None
+    assert pairs is not None, "only float32 gives up"
     return pairs
 
 

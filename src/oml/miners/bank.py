@@ -85,7 +85,7 @@ class Bank(nn.Module):
         if not len(labels):
             return
         self._batch_size = self._batch_size or len(labels)
-        assert self.capacity is not None
+        assert self.capacity is not None, "the batch size tells it"
         old_embeddings, old_labels = embeddings[:0], labels[:0]
         if len(self.labels):
             self._check_dim(embeddings)

@@ -127,7 +127,7 @@ class _GradientCache(torch.autograd.Function):
             embeddings[rows] = part
             state.forget_unchanged_buffers()
             states.append(state)
-        assert embeddings is not None
+        assert embeddings is not None, "there is a chunk"
         if not needs_grad:
             ctx.mark_non_differentiable(embeddings)
         ctx.save_for_backward(*tensors)
