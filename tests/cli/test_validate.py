@@ -79,6 +79,19 @@ def test_a_run_a_file_and_a_name(oml: Oml, run: Path) -> None:
     assert set(changes("out2").values()) == {0}  # its config has the identity
 
 
+def test_several_work_one_after_another(oml: Oml, run: Path) -> None:
+    Path("near.yaml").write_text("name: constant_threshold\nargs: {threshold: 1.0e9}\n")
+    of_run = reranker(Path("reranker"), feat_dim(run))
+    for i, several in enumerate([["k_reciprocal", "near.yaml"], [of_run, "near.yaml"], [of_run]]):
+        code, _, errors = oml("validate", run, *(f"--postprocessor={each}" for each in several), f"run_dir=out{i}")
+        assert code == 0, errors
+    assert changes("out1") == changes("out2")
+    assert changes("out0") != changes("out1")
+    Path("near.yaml").write_text("name: constant_threshold\nargs: {threshold: -1.0}\n")
+    assert oml("validate", run, f"--postprocessor={of_run}", "--postprocessor=near.yaml", "run_dir=out3")[0] == 0
+    assert json.loads(Path("out3/metrics.json").read_text())["metrics"]["OVERALL/returned/number"]["mean"] == 0
+
+
 def test_k_reciprocal_that_looks_too_far_is_told(oml: Oml, run: Path) -> None:
     hint = "k_reciprocal looks at k1=20 neighbours, and half of the labels have "
     _, output, _ = oml("validate", run, "--postprocessor", "k_reciprocal")

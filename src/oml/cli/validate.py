@@ -29,12 +29,12 @@ def _complete_postprocessor(incomplete: str) -> list[str]:
 
 
 PostprocessorOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--postprocessor",
         metavar="RUN|FILE|NAME",
         help="Re-rank what is found, and tell what that changes: folder of `oml train-reranker`, YAML file with "
-        "name and args, or a name that `oml registry postprocessor` lists.",
+        "name and args, or a name that `oml registry postprocessor` lists. Several work one after another.",
         autocompletion=_complete_postprocessor,
     ),
 ]
@@ -64,6 +64,7 @@ def validate(
     - `oml validate runs/cub-2030-01-01_12-00-00 dataset_root=other_data 'metric_args.cmc_top_k=[1,5,10]'`
     - `oml validate runs/cub-2030-01-01_12-00-00 --postprocessor k_reciprocal`
     - `oml validate runs/cub-2030-01-01_12-00-00 --postprocessor runs/reranker postprocessor.args.top_n=10`
+    - `oml validate runs/cub-2030-01-01_12-00-00 --postprocessor runs/reranker --postprocessor threshold.yaml`
     - `oml validate --recipe cub_validate bs_val=64`
     - `oml validate validate.yaml extractor.args.weights=best.ckpt`
     """
@@ -76,24 +77,20 @@ def validate(
     extractor_validation_pipeline(composed.config)
 
 
-def with_postprocessor(postprocessor: str | None, overrides: list[str]) -> list[str]:
-    """The overrides after one of the postprocessor that a person named, if any."""
-    return overrides if postprocessor is None else [f"{_GROUP}={_stored(postprocessor)}", *overrides]
-
-
-def _stored(postprocessor: str) -> str:
-    """The name by which Hydra finds what a person named."""
+def with_postprocessor(postprocessors: list[str] | None, overrides: list[str]) -> list[str]:
+    """The overrides after one of the postprocessors that a person named, if any."""
+    if not postprocessors:
+        return overrides
     from hydra.core.config_store import ConfigStore
 
-    if postprocessor in _complete_postprocessor(""):
-        return postprocessor
-    name = "oml_postprocessor"
-    ConfigStore.instance().store(name, _config_of(postprocessor), group=_GROUP)
-    return name
+    name, configs = "oml_postprocessor", [_config_of(each) for each in postprocessors]
+    config = configs[0] if len(configs) == 1 else {"name": "chain", "args": {"postprocessors": configs}}
+    ConfigStore.instance().store(name, config, group=_GROUP)  # where Hydra finds it
+    return [f"{_GROUP}={name}", *overrides]
 
 
 def _config_of(postprocessor: str) -> "DictConfig":
-    """``{name, args}`` out of the folder of a run or a file, or of an import path."""
+    """``{name, args}`` out of the folder of a run or a file, of a name or of an import path."""
     from difflib import get_close_matches
 
     from omegaconf import OmegaConf
@@ -104,6 +101,8 @@ def _config_of(postprocessor: str) -> "DictConfig":
     from oml.lightning.pipelines.validate import postprocessor_of_run
 
     option, path = "--postprocessor", Path(postprocessor)
+    if postprocessor in (known := _complete_postprocessor("")):
+        path = CONFIGS_PATH / _GROUP / f"{postprocessor}.yaml"
     try:
         if is_run(path):
             return OmegaConf.create(postprocessor_of_run(path))
@@ -119,7 +118,6 @@ def _config_of(postprocessor: str) -> "DictConfig":
         raise ConfigError(f"{option}: the folder {postprocessor!r} is not that of a run: it has no config.yaml.")
     if re.fullmatch(r"\w+(\.\w+)+", postprocessor) and path.suffix not in (".yaml", ".yml"):
         return OmegaConf.create({"name": postprocessor})
-    known = _complete_postprocessor("")
     near = get_close_matches(postprocessor, known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
     raise ConfigError(f"{option}: there is neither a run, a file nor a postprocessor {postprocessor!r}; {hint}")
