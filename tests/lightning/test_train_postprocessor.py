@@ -66,7 +66,7 @@ class Stopping(ConcatSiamese):
 
 
 def postprocessor(model: dict[str, Any]) -> dict[str, Any]:
-    args = {"top_n": 3, "pairwise_model": model, "transforms": TRANSFORMS, "num_workers": 0, "batch_size": 4}
+    args = {"top_n": 4, "pairwise_model": model, "transforms": TRANSFORMS, "num_workers": 0, "batch_size": 4}
     return {"name": "pairwise_images", "args": {**args, "verbose": False}}
 
 
@@ -187,6 +187,23 @@ def test_a_model_of_embeddings_reads_no_images(mock_root: Path, tmp_path: Path) 
     )  # fmt: skip
     learned = weights(postprocessor_training_pipeline(cfg).last)["model.proj.weight"]
     assert not torch.allclose(learned, torch.eye(8), atol=1e-4)
+
+
+@pytest.mark.parametrize(("is_identity", "is_worse"), [(True, False), (False, True)])
+def test_re_ranking_that_makes_it_worse_is_told(
+    is_identity: bool, is_worse: bool, mock_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = {"name": "linear_siamese", "args": {"feat_dim": 8, "identity_init": is_identity}}
+    args = {"top_n": 9, "pairwise_model": model, "num_workers": 0, "batch_size": 4}
+    with caplog.at_level("INFO"):
+        postprocessor_training_pipeline(
+            config(
+                mock_root, run_dir=tmp_path, postprocessor={"name": "pairwise_embeddings", "args": args},
+                transforms_train=None, max_epochs=1, optimizer={"name": "sgd", "args": {"lr": 1e-9}}, seed=4,
+            )
+        )  # fmt: skip
+    (told,) = (each for each in caplog.messages if "before re-ranking" in each)
+    assert ("Re-ranking makes it worse" in told) == is_worse
 
 
 def test_further_tables(mock_root: Path, tmp_path: Path) -> None:

@@ -95,7 +95,11 @@ def postprocessor_training_pipeline(cfg: TCfg) -> TrainingReport:
         for name, value in each.before.items()
     }
     if report.monitor in before:
-        rank_zero_info(f"{report.monitor}: {before[report.monitor]:.4f} before re-ranking, {report.score:.4f} after.")
+        is_worse = report.score < before[report.monitor]
+        hint = " Re-ranking makes it worse: the model has learned too little, or something else." if is_worse else ""
+        rank_zero_info(
+            f"{report.monitor}: {before[report.monitor]:.4f} before re-ranking, {report.score:.4f} after.{hint}"
+        )
     return report
 
 
