@@ -66,7 +66,7 @@ class Stopping(ConcatSiamese):
 
 
 def postprocessor(model: dict[str, Any]) -> dict[str, Any]:
-    args = {"top_n": 4, "pairwise_model": model, "transforms": TRANSFORMS, "num_workers": 0, "batch_size": 4}
+    args = {"top_n": 3, "pairwise_model": model, "transforms": TRANSFORMS, "num_workers": 0, "batch_size": 4}
     return {"name": "pairwise_images", "args": {**args, "verbose": False}}
 
 
