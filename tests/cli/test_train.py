@@ -38,7 +38,7 @@ def test_train_validate_predict_and_go_on(oml: Oml, here: Path) -> None:
     row = next(line for line in output.splitlines() if "OVERALL/cmc/1" in line)
     assert f"{cmc['mean']:.4f}   {cmc['low']:.4f} to {cmc['high']:.4f}" in row
     assert f"\nIn {run}: config.yaml, checkpoints/best.ckpt," in output
-    validate, predict, rerank = (line.split()[1:] for line in output.splitlines()[-3:])
+    validate, rerank, predict = (line.split()[1:] for line in output.splitlines()[-3:])
     assert rerank == ["train-reranker", str(run)]
 
     code, output, errors = oml(*validate)
