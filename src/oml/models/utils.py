@@ -99,6 +99,21 @@ def check_images(model: nn.Module, x: Any, channels: int = 3) -> None:
     raise ValueError(f"{owner} needs images of shape (batch, {channels}, height, width), got {shape}{hint}.")
 
 
+def check_image_pairs(model: nn.Module, x1: Any, x2: Any) -> None:
+    """Check that ``x1`` and ``x2`` are batches of images of one shape, see :func:`check_images`.
+
+    Raises:
+        TypeError, ValueError: as there, or if their shapes differ.
+    """
+    check_images(model, x1)
+    check_images(model, x2)
+    if x1.shape != x2.shape:
+        raise ValueError(
+            f"{type(model).__name__} needs images of one shape on both sides, got {tuple(x1.shape)} and "
+            f"{tuple(x2.shape)}."
+        )
+
+
 def whole_patches(owner: str, x: Tensor, patch: int) -> Tensor:
     """Images without the pixels beyond the last whole patch, right and below.
 

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 from oml.functional.distances import elementwise_dist, normalise
 from oml.interfaces.models import IExtractor, IPairwiseModel
 from oml.models.meta.backbone import WithBackbone
-from oml.models.utils import check_images, load_weights
+from oml.models.utils import check_image_pairs, load_weights
 
 _Images = Float[Tensor, "batch channel height width"]
 _Distances = Float[Tensor, " batch"]
@@ -90,13 +90,7 @@ class CrossAttentionSiamese(WithBackbone, IPairwiseModel):
 
     def forward(self, x1: _Images, x2: _Images) -> _Distances:
         """Logits of being a negative pair."""
-        check_images(self, x1)
-        check_images(self, x2)
-        if x1.shape != x2.shape:
-            raise ValueError(
-                "CrossAttentionSiamese needs images of one shape on both sides, got "
-                f"{tuple(x1.shape)} and {tuple(x2.shape)}."
-            )
+        check_image_pairs(self, x1, x2)
         rows, places = torch.cat([x1, x2]).flatten(1).unique(dim=0, return_inverse=True)
         return self.compare(*self.encode(rows.view(-1, *x1.shape[1:])), *places.chunk(2))
 

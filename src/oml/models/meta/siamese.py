@@ -12,7 +12,7 @@ from torchvision.ops import MLP
 from oml.functional.distances import elementwise_dist
 from oml.interfaces.models import IExtractor, IPairwiseModel
 from oml.models.meta.backbone import WithBackbone
-from oml.models.utils import check_images, load_weights
+from oml.models.utils import check_image_pairs, load_weights
 
 _Images = Float[Tensor, "batch channel height width"]
 _Distances = Float[Tensor, " batch"]
@@ -132,12 +132,7 @@ class ConcatSiamese(WithBackbone, IPairwiseModel):
 
     def forward(self, x1: _Images, x2: _Images) -> _Distances:
         """Logits of being a negative pair."""
-        check_images(self, x1)
-        check_images(self, x2)
-        if x1.shape != x2.shape:
-            raise ValueError(
-                f"ConcatSiamese needs images of one shape on both sides, got {tuple(x1.shape)} and {tuple(x2.shape)}."
-            )
+        check_image_pairs(self, x1, x2)
         return self.head(self.run_backbone(torch.cat([x1, x2], dim=2)))[:, 0]
 
     def predict(self, x1: _Images, x2: _Images) -> _Distances:
